@@ -1,0 +1,26 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench clean
+
+# The environment: made once, and again whenever the dependencies change.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/.ready
+	$(BIN)/python sample_data/demo.py
+
+test: .venv/.ready
+	$(BIN)/python -m pytest -n auto -m 'not slow and not gpu'
+
+check: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -n auto -m 'not gpu'
+
+clean:
+	rm -rf .venv demo build *.egg-info

@@ -1,0 +1,41 @@
+"""hopmem: an associative memory that retrieves clean patterns from noisy, masked or partial queries.
+
+The public names are loaded when they are first used, so that `import hopmem` costs nothing.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hopmem.bank import MemoryBank
+    from hopmem.errors import HopmemError
+    from hopmem.verbs import Answer, Inspection, inspect, optimize, retrieve
+
+__version__ = version("hopmem")
+__all__ = ["Answer", "HopmemError", "Inspection", "MemoryBank", "inspect", "optimize", "retrieve"]
+
+_ROOMS = {"HopmemError": "hopmem.errors", "MemoryBank": "hopmem.bank"}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its room.
+
+    Returns:
+        What the name stands for.
+
+    Raises:
+        AttributeError: no public name.
+    """
+    if name not in __all__:
+        raise AttributeError(f"module 'hopmem' has no attribute {name!r}")
+    return getattr(import_module(_ROOMS.get(name, "hopmem.verbs")), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not.
+
+    Returns:
+        All names.
+    """
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,384 @@
+"""MemoryBank ↔ safetensors: the stored patterns, their names, the feature map and what is known of them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hopmem.atomic import replacing
+from hopmem.errors import BankError, InvalidDataError, MissingInputError
+from hopmem.model.bounds import beta_for_error
+from hopmem.model.kernel import FeatureMap, Features, Patterns
+from hopmem.model.separation import Progress, nearest_delta
+
+FORMAT = "hopmem.bank/1"
+Layout = Literal["HW", "HWC", "CHW"]  # which axes of a pattern are an image's
+CPU = torch.device("cpu")
+TUNED_ERROR = 1e-3  # the error in feature space that β auto keeps at half the radius
+SAME = 1e-6  # patterns whose Δ is under this are one to float32
+MEASURED = 20_000  # memories up to which β auto looks at every pair; beyond, at as many pairs with a sample
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The β that the separation of the bank asks for."""
+
+    beta: float
+    delta: float  # the Δ that it follows from
+    source: str  # which Δ that is, in words
+
+
+@dataclass(frozen=True)
+class Learning:
+    """How a feature map was learned."""
+
+    steps: int
+    temperature: float
+    batch_size: int
+    feature_dimension: int
+    curve: tuple[float, ...]  # loss of the batch of each step
+    loss: dict[str, float]  # first (raw) and last, over all pairs
+    separation: dict[str, dict[str, float]]  # raw and learned: max_cosine, min_angle_degrees, mean_cosine
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryBank:
+    """Stored patterns Ξ with their names, and the feature map learned for them."""
+
+    patterns: Tensor  # [M, d] in the source's type
+    names: tuple[str, ...]  # [M]
+    shape: tuple[int, ...]  # of one pattern, of product d
+    scale: float = 1.0  # what one stored unit is worth: 1/255 for 8-bit images
+    layout: Layout | None = None  # HW, HWC or CHW, where the patterns are images
+    resized: tuple[int, int] | None = None  # (width, height) that images were brought to, and queries will be
+    phi: FeatureMap = field(default_factory=FeatureMap)  # identity in a raw bank
+    features: Tensor | None = None  # Z [M, D] float32, once a map is learned
+    values: Tensor | None = None  # [M, n], read out instead of the patterns (hetero-association)
+    values_shape: tuple[int, ...] | None = None  # of one value
+    values_scale: float = 1.0
+    values_layout: Layout | None = None
+    objective: str = "raw"  # or what the map was learned for
+    alpha: float = 1.0
+    seed: int = 0
+    tuning: Tuning | None = None  # None until it is measured
+    learning: Learning | None = None
+
+    @classmethod
+    def from_patterns(cls, X: Any, names: Iterable[str] | None = None, values: Any = None) -> "MemoryBank":
+        """Make a raw bank, W = I and b = 0: the cosine memory.
+
+        Args:
+            X: array or tensor [M, ...] of finite numbers; each row is a pattern.
+            names: M names; None numbers the rows.
+            values: array or tensor [M, ...] to read out instead of the patterns.
+
+        Returns:
+            The bank.
+
+        Raises:
+            InvalidDataError: no rows, NaN or infinities, or counts that differ.
+        """
+        stored = as_rows(X, "patterns")
+        kept = tuple(str(row) for row in range(len(stored))) if names is None else tuple(names)
+        if len(kept) != len(stored):
+            raise InvalidDataError("names", f"{len(stored)}, one for each pattern", len(kept))
+        paired = None if values is None else as_rows(values, "values")
+        if paired is not None and len(paired) != len(stored):
+            raise InvalidDataError("values", f"{len(stored)} rows, one for each pattern", len(paired))
+        return cls(
+            patterns=stored.reshape(len(stored), -1),
+            names=kept,
+            shape=tuple(stored.shape[1:]) or (1,),
+            values=None if paired is None else paired.reshape(len(paired), -1),
+            values_shape=None if paired is None else tuple(paired.shape[1:]) or (1,),
+        )
+
+    def __len__(self) -> int:
+        """The number of patterns M."""
+        return len(self.patterns)
+
+    @property
+    def dimension(self) -> int:
+        """The number of entries d of a pattern."""
+        return self.patterns.shape[1]
+
+    @property
+    def feature_dimension(self) -> int:
+        """The dimension D of feature space."""
+        return self.dimension if self.phi.W is None else self.phi.W.shape[0]
+
+    def rows(self, device: torch.device = CPU) -> Patterns:
+        """Ξ, to be read in blocks.
+
+        Returns:
+            The patterns as float32 on `device`.
+        """
+        return Patterns(self.patterns, self.scale, device)
+
+    def readout(self, device: torch.device = CPU) -> Patterns:
+        """What an answer is made of: the values where there are any, else the patterns.
+
+        Returns:
+            Its rows as float32 on `device`.
+        """
+        return self.rows(device) if self.values is None else Patterns(self.values, self.values_scale, device)
+
+    def memory(self, device: torch.device = CPU) -> Features:
+        """Z, to be read in blocks.
+
+        Returns:
+            The unit features on `device`.
+        """
+        return Features(self.rows(device), self.phi.to(device), self.features)
+
+    def raw_memory(self, device: torch.device = CPU) -> Features:
+        """The unit features of the identity map, whatever was learned.
+
+        Returns:
+            The unit patterns on `device`.
+        """
+        return Features(self.rows(device))
+
+    def tuned(self, device: torch.device = CPU, block: int = 1024, progress: Progress | None = None) -> "MemoryBank":
+        """Measure the separation once, for β auto.
+
+        Returns:
+            The bank with its tuning; itself where it has one.
+        """
+        if self.tuning is not None:
+            return self
+        sample = None
+        if len(self) > MEASURED:
+            draw = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))
+            sample = draw[: MEASURED * MEASURED // len(self) // 2].sort().values
+        delta = nearest_delta(self.memory(device), sample, block, progress)
+        return replace(self, tuning=tune(delta, len(self), sampled=sample is not None))
+
+    @cached_property
+    def duplicates(self) -> list[list[int]]:
+        """Groups of patterns that are equal in every entry, by their rows."""
+        groups: dict[bytes, list[int]] = {}
+        raw = self.patterns.contiguous().view(torch.uint8).numpy()
+        for row in range(len(self)):
+            groups.setdefault(hashlib.blake2b(raw[row], digest_size=16).digest(), []).append(row)
+        return [group for group in groups.values() if len(group) > 1]
+
+    def save(self, path: str | Path, *, force: bool = True) -> None:
+        """Write the bank whole or not at all.
+
+        Args:
+            path: the file, by custom *.safetensors.
+            force: whether a file that stands there may be replaced.
+        """
+        text = [name.encode("utf-8", "surrogateescape") for name in self.names]
+        offsets = torch.tensor([0, *(len(each) for each in text)]).cumsum(0)
+        tensors = {
+            "patterns": self.patterns,
+            "names": torch.frombuffer(bytearray(b"".join(text) or b"\0"), dtype=torch.uint8)[: int(offsets[-1])],
+            "names.offsets": offsets,
+            "feature_map.weight": self.phi.W,
+            "feature_map.bias": self.phi.b,
+            "features": self.features,
+            "values": self.values,
+        }
+        with replacing(Path(path), force=force) as temporary:
+            kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+            save_file(kept, temporary, self._metadata())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "MemoryBank":
+        """Open a bank; its tensors stay memory-mapped.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The bank.
+
+        Raises:
+            BankError: no bank, a damaged one, or one of a newer version.
+            MissingInputError: nothing there.
+        """
+        if not Path(path).exists():
+            raise MissingInputError(path, "a bank (made by hopmem store)")
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+                _check_format(path, metadata.get("format"))
+                return _checked(path, _assemble({name: file.get_tensor(name) for name in file.keys()}, metadata))  # noqa: SIM118 # no dictionary
+        except (SafetensorError, OSError) as error:
+            raise BankError(path, "a safetensors file", error) from error
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise BankError(path, f"a whole {FORMAT}", f"{type(error).__name__}: {error}") from error
+
+    def _metadata(self) -> dict[str, str]:
+        """What the header says beside the tensors.
+
+        Returns:
+            Strings: the format, and the rest of the fields as JSON.
+        """
+        plain = {
+            "shape": self.shape,
+            "scale": self.scale,
+            "layout": self.layout,
+            "mode": self.mode,
+            "resized": self.resized,
+            "values_shape": self.values_shape,
+            "values_scale": self.values_scale,
+            "values_layout": self.values_layout,
+            "objective": self.objective,
+            "alpha": self.alpha,
+            "beta": None if self.tuning is None else self.tuning.beta,
+            "seed": self.seed,
+            "tuning": self.tuning and asdict(self.tuning),
+            "learning": self.learning and asdict(self.learning),
+        }
+        text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in plain.items()}
+        return {"format": FORMAT} | text
+
+    @property
+    def mode(self) -> str | None:
+        """L or RGB, where the patterns are images of one or three channels."""
+        if self.layout is None:
+            return None
+        channels = 1 if len(self.shape) == 2 else self.shape[-1 if self.layout == "HWC" else 0]
+        return {1: "L", 3: "RGB"}.get(channels)
+
+
+def as_rows(X: Any, where: str) -> Tensor:
+    """Anything that is an array of numbers as a tensor with a row for each pattern.
+
+    Args:
+        X: array or tensor [N, ...].
+        where: what it is, for the message.
+
+    Returns:
+        A tensor on the CPU [N, ...], not copied where that can be.
+
+    Raises:
+        InvalidDataError: no numbers, no rows, NaN or infinities.
+    """
+    try:
+        rows = torch.as_tensor(X).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidDataError(where, "an array of numbers [N, ...]", error) from error
+    if rows.ndim == 0 or rows.numel() == 0 or rows.is_complex():
+        raise InvalidDataError(where, "real numbers [N, ...], N ≥ 1", f"{rows.dtype} of shape {list(rows.shape)}")
+    if rows.is_floating_point() and not bool(rows.isfinite().all()):
+        bad = int((~rows.reshape(len(rows), -1).isfinite()).any(1).nonzero()[0, 0])
+        raise InvalidDataError(f"{where}, row {bad}", "finite numbers", "NaN or an infinity")
+    return rows
+
+
+def tune(delta: Tensor, M: int, *, sampled: bool = False) -> Tuning:
+    """β of the sharp bound for an error of 1e-3 at half the radius (see `model.bounds`).
+
+    Where patterns repeat, Δ_min says nothing of the rest, and the 1 % quantile of Δ takes its place.
+
+    Args:
+        delta: Δ of the memories, or of a sample of them.
+        M: number of memories.
+        sampled: whether it is a sample.
+
+    Returns:
+        β, the Δ it follows from, and which that is.
+    """
+    apart = delta[delta > SAME]
+    if M < 2 or not len(apart):
+        return Tuning(1.0, 0.0, "no two different patterns")
+    chosen, source = float(delta.min()), "smallest Δ"
+    if chosen <= SAME:
+        chosen, source = float(delta.quantile(0.01, interpolation="lower")), "1 % quantile of Δ, since patterns repeat"
+    if chosen <= SAME:
+        chosen, source = float(apart.min()), "smallest Δ of the patterns that do not repeat"
+    of_sample = f", from {len(delta)} of {M} patterns" if sampled else ""
+    return Tuning(beta_for_error(chosen, M, TUNED_ERROR), chosen, source + of_sample)
+
+
+def names_from(data: Tensor, offsets: Tensor) -> tuple[str, ...]:
+    """Names from their bytes.
+
+    Returns:
+        One for each pair of neighbouring offsets.
+    """
+    raw, ends = bytes(data.numpy()), offsets.tolist()
+    return tuple(raw[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise(ends))
+
+
+def _check_format(path: str | Path, found: str | None) -> None:
+    if found is None or not found.startswith("hopmem.bank/"):
+        raise BankError(path, "a hopmem bank", "a safetensors file of another kind")
+    if found != FORMAT:
+        raise BankError(path, FORMAT, f"{found}, which needs another version of hopmem")
+
+
+def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> MemoryBank:
+    """A bank from what the file holds.
+
+    Returns:
+        The bank, unchecked.
+    """
+
+    def read(key: str) -> Any:
+        return json.loads(metadata[key])
+
+    def read_layout(key: str) -> Layout | None:
+        return None if metadata[key] == "null" else cast(Layout, metadata[key])
+
+    def read_tuple(key: str) -> Any:
+        return None if (value := read(key)) is None else tuple(value)
+
+    tuning, learning = read("tuning"), read("learning")
+    return MemoryBank(
+        patterns=tensors["patterns"],
+        names=names_from(tensors["names"], tensors["names.offsets"]),
+        shape=read_tuple("shape"),
+        scale=float(read("scale")),
+        layout=read_layout("layout"),
+        resized=read_tuple("resized"),
+        phi=FeatureMap(tensors.get("feature_map.weight"), tensors.get("feature_map.bias")),
+        features=tensors.get("features"),
+        values=tensors.get("values"),
+        values_shape=read_tuple("values_shape"),
+        values_scale=float(read("values_scale")),
+        values_layout=read_layout("values_layout"),
+        objective=metadata["objective"],
+        alpha=float(read("alpha")),
+        seed=int(read("seed")),
+        tuning=tuning and Tuning(**tuning),
+        learning=learning and Learning(**learning | {"curve": tuple(learning["curve"])}),
+    )
+
+
+def _checked(path: str | Path, bank: MemoryBank) -> MemoryBank:
+    """Cross-check the shapes of a bank.
+
+    Returns:
+        The bank.
+
+    Raises:
+        BankError: tensors that do not belong together.
+    """
+    M, d, D = len(bank.patterns), bank.patterns.shape[-1], bank.feature_dimension
+    expected: Sequence[tuple[str, tuple[int, ...], Tensor | None]] = (
+        ("patterns", (M, torch.Size(bank.shape).numel()), bank.patterns),
+        ("feature_map.weight", (D, d), bank.phi.W),
+        ("feature_map.bias", (D,), bank.phi.b),
+        ("features", (M, D), bank.features),
+        ("values", (M, torch.Size(bank.values_shape or ()).numel()), bank.values),
+    )
+    for name, shape, tensor in expected:
+        if tensor is not None and tuple(tensor.shape) != shape:
+            raise BankError(path, f"tensor {name} of shape {list(shape)}", list(tensor.shape))
+    if not M or len(bank.names) != M:
+        raise BankError(path, f"{max(M, 1)} patterns with a name each", f"{len(bank.names)} names")
+    return bank

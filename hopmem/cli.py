@@ -1,0 +1,387 @@
+"""The command line: options, one call to the pipeline, one call to the report.
+
+torch is imported inside the commands only, so that help and mistakes answer at once.
+"""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+from typer.core import TyperGroup
+
+from hopmem import __version__
+from hopmem.errors import INTERRUPTED, SKIPPED_SOME, HopmemError, MissingInputError, UnreadableError, UsageError
+
+if TYPE_CHECKING:
+    from hopmem.patterns import Reading
+    from hopmem.pipeline import Machine, Outcome
+
+# Typer ships its own click, whose names are not ours to import.
+CLICK_USAGE_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+VERBOSE = "hopmem.verbose"
+
+
+class HopmemGroup(TyperGroup):
+    """Commands whose mistakes end in one line on stderr and the documented exit code."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer.Context is its click's Context
+        """Run a command.
+
+        Returns:
+            What the command returns.
+
+        Raises:
+            Exit: with the documented code.
+            BrokenPipeError: the reader of stdout has gone; click ends quietly.
+        """
+        try:
+            return super().invoke(ctx)
+        except typer.Exit:
+            raise
+        except CLICK_USAGE_ERROR as error:
+            self._end(ctx, f"{error.format_message()} (see --help)", UsageError.exit_code)  # type: ignore[attr-defined]  # click's
+        except HopmemError as error:
+            self._end(ctx, str(error), error.exit_code)
+        except KeyboardInterrupt:
+            self._end(ctx, "interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            raise  # click ends quietly
+        except OSError as error:
+            refused = UnreadableError(error.filename, "a file that can be used", error.strerror)
+            self._end(ctx, str(refused), refused.exit_code)
+        except Exception as error:
+            self._end(ctx, f"internal error, {type(error).__name__}: {error} (-v shows where)", HopmemError.exit_code)
+
+    def _end(self, ctx: typer.Context, line: str, code: int) -> None:
+        """Say what went wrong and leave.
+
+        Raises:
+            Exit: always.
+        """
+        if ctx.meta.get(VERBOSE):
+            traceback.print_exc()
+        typer.echo(f"hopmem: {' '.join(line.split())}", err=True)
+        raise typer.Exit(code)
+
+
+app = typer.Typer(
+    cls=HopmemGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="An associative memory: store clean patterns, retrieve them from noisy, masked or partial queries.",
+)
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise typer.BadParameter(f"expected WxH such as 32x32, found {text!r}")
+    return int(width), int(height)
+
+
+def _parse_beta(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"expected a number or auto, found {text!r}") from error
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"hopmem {__version__}")
+        raise typer.Exit
+
+
+def _remember_verbose(ctx: typer.Context, verbose: bool) -> bool:
+    ctx.meta[VERBOSE] = verbose
+    return verbose
+
+
+Bank = Annotated[str, typer.Argument(help="The bank, a .safetensors file made by hopmem store.", metavar="BANK")]
+Sources = Annotated[
+    list[str] | None, typer.Argument(help="Arrays, tables, images, folders; - is stdin.", metavar="SOURCE…")
+]
+Queries = Annotated[list[str] | None, typer.Argument(help="As the sources of store; - is stdin.", metavar="QUERY…")]
+ListFile = Annotated[
+    list[str] | None, typer.Option("-T", "--files-from", help="A file with one source a line.", metavar="FILE")
+]
+Key = Annotated[str | None, typer.Option(help="The array of an .npz, .safetensors or .pt.")]
+IdColumn = Annotated[str | None, typer.Option(help="The column of a table that names the rows: header or number.")]
+Format = Annotated[
+    Literal["npy", "npz", "csv", "tsv", "safetensors", "pt", "idx", "image"] | None,
+    typer.Option("--format", help="The kind of what comes on stdin."),
+]
+LayoutOption = Annotated[
+    Literal["HW", "HWC", "CHW", "flat"] | None, typer.Option("--layout", help="Axes of a row of an array, if in doubt.")
+]
+Size = Annotated[
+    Any,
+    typer.Option("--size", parser=_parse_size, help="Resize images to this; queries follow the bank.", metavar="WxH"),
+]
+Mode = Annotated[Literal["L", "RGB"] | None, typer.Option("--mode", help="Read images as grey (L) or colour (RGB).")]
+OnBad = Annotated[
+    Literal["error", "skip"], typer.Option("--on-bad", help="What an unusable row or image does; skip ends in exit 7.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that stand in the way.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", envvar="HOPMEM_DEVICE")]
+Seed = Annotated[int, typer.Option(help="Makes every draw repeatable.", envvar="HOPMEM_SEED")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads to use.", envvar="HOPMEM_THREADS")]
+MemoryLimit = Annotated[
+    str | None, typer.Option(help="Working memory, such as 2G.", envvar="HOPMEM_MEMORY_LIMIT", metavar="SIZE")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", envvar="HOPMEM_JSON")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", envvar="HOPMEM_QUIET")]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", callback=_remember_verbose, help="Show tracebacks.", envvar="HOPMEM_VERBOSE")
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option(min=1, help="1 softmax, 1.5, 2 sparsemax, any from 1 up; default: the bank's.", envvar="HOPMEM_ALPHA"),
+]
+Beta = Annotated[
+    Any,
+    typer.Option(
+        parser=_parse_beta,
+        help="Inverse temperature; auto: what the separation asks for.",
+        envvar="HOPMEM_BETA",
+        metavar="auto|X",
+    ),
+]
+
+
+@app.callback()
+def hopmem(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Options of the tool itself."""
+
+
+@app.command()
+def store(
+    output: Annotated[str, typer.Option("-o", "--output", help="The bank to write.", metavar="BANK")],
+    sources: Sources = None,
+    files_from: ListFile = None,
+    append: Annotated[bool, typer.Option("--append", help="Add to the bank; its map is kept.")] = False,
+    values: Annotated[str | None, typer.Option(help="A source with a row to return for each pattern.")] = None,
+    dtype: Annotated[
+        Literal["uint8", "float16", "bfloat16", "float32", "float64"] | None, typer.Option(help="Store in this type.")
+    ] = None,
+    key: Key = None,
+    id_column: IdColumn = None,
+    format_: Format = None,
+    layout: LayoutOption = None,
+    size: Size = None,
+    mode: Mode = None,
+    on_bad: OnBad = "error",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count patterns and bytes; write nothing.")] = False,
+    force: Force = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+    memory_limit: MemoryLimit = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Store clean patterns in a bank."""
+    from hopmem import pipeline
+
+    reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
+    options = {"values": values, "dtype": dtype, "append": append, "force": force, "dry_run": dry_run}
+    with _machine(device, seed, threads, memory_limit, quiet) as machine:
+        outcome = pipeline.store(_all_sources(sources, files_from), output, reading, machine, **options)  # type: ignore[arg-type]  # mixed
+    _finish(outcome, "store", as_json, quiet)
+
+
+@app.command()
+def optimize(
+    bank: Bank,
+    output: Annotated[str | None, typer.Option("-o", "--output", help="Write here instead of into the bank.")] = None,
+    objective: Annotated[Literal["average"], typer.Option(help="What the map is learned for.")] = "average",
+    feature_dim: Annotated[int | None, typer.Option(min=1, help="Features; default: what the patterns span.")] = None,
+    steps: Annotated[int, typer.Option(min=0, help="Most steps of gradient descent.")] = 100,
+    temperature: Annotated[float, typer.Option(help="Inverse width t of the average loss.")] = 2.0,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the first step; default: found.")] = None,
+    batch_size: Annotated[int, typer.Option(min=2, help="Patterns in a step.")] = 1024,
+    time_limit: Annotated[float | None, typer.Option(help="Seconds after which no step is begun.")] = None,
+    force: Force = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+    memory_limit: MemoryLimit = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Learn the feature map that sets the patterns of a bank apart."""
+    from hopmem import pipeline
+
+    options = {"objective": objective, "feature_dim": feature_dim, "steps": steps, "temperature": temperature}
+    options |= {"learning_rate": learning_rate, "batch_size": batch_size, "time_limit": time_limit}
+    with _machine(device, seed, threads, memory_limit, quiet) as machine:
+        outcome = pipeline.optimize(bank, output, machine, force=force, **options)
+    _finish(outcome, "optimize", as_json, quiet)
+
+
+@app.command()
+def retrieve(
+    bank: Bank,
+    queries: Queries = None,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Where the answers go; - is stdout.", metavar="OUT")
+    ] = None,
+    files_from: ListFile = None,
+    alpha: Alpha = None,
+    beta: Beta = "auto",
+    steps: Annotated[int, typer.Option(min=1, help="Most updates.", envvar="HOPMEM_STEPS")] = 1,
+    tolerance: Annotated[float, typer.Option(min=0, help="A state that moves by less has converged.")] = 1e-5,
+    snap: Annotated[
+        bool, typer.Option("--snap", help="Return the best stored pattern, not the weighted mean.")
+    ] = False,
+    top: Annotated[int, typer.Option(min=1, help="Name this many memories for each query.")] = 1,
+    min_confidence: Annotated[float, typer.Option(min=0, max=1, help="Reject answers below this weight.")] = 0.0,
+    mask: Annotated[
+        str | None, typer.Option(help="A source that is not zero (white) where entries are unknown.")
+    ] = None,
+    missing: Annotated[float | None, typer.Option(help="A value that marks unknown entries.")] = None,
+    key: Key = None,
+    id_column: IdColumn = None,
+    format_: Format = None,
+    layout: LayoutOption = None,
+    size: Size = None,
+    mode: Mode = None,
+    on_bad: OnBad = "error",
+    ndjson: Annotated[bool, typer.Option("--ndjson", help="Print each answer as a line of JSON.")] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw queries and answers, the least sure first.", metavar="PNG")
+    ] = None,
+    force: Force = False,
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+    memory_limit: MemoryLimit = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Retrieve the stored pattern for each noisy, masked or partial query."""
+    from hopmem import pipeline
+
+    asked = _all_sources(queries, files_from)
+    output = _answers_to(output, asked, as_json or ndjson)
+    reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
+    options = {"alpha": alpha, "beta": beta, "steps": steps, "tolerance": tolerance, "snap": snap, "top": top}
+    options |= {"min_confidence": min_confidence, "mask": mask, "missing": missing, "pictures": plot is not None}
+    with _machine(device, seed, threads, memory_limit, quiet) as machine:
+        outcome = pipeline.retrieve(bank, asked, output, reading, machine, force=force, **options)  # type: ignore[arg-type]  # mixed
+    if plot is not None:
+        _draw(outcome, plot, force)
+    _finish(outcome, "retrieve", as_json, quiet, ndjson, output == "-")
+
+
+@app.command()
+def inspect(
+    bank: Bank,
+    closest: Annotated[int, typer.Option(min=0, help="How many of the closest pairs to name.")] = 10,
+    error: Annotated[float, typer.Option(help="The error in feature space that the bounds are solved for.")] = 1e-3,
+    alpha: Alpha = None,
+    beta: Beta = "auto",
+    device: Device = "auto",
+    seed: Seed = 0,
+    threads: Threads = None,
+    memory_limit: MemoryLimit = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show how well separated a bank is, and what it can promise."""
+    from hopmem import pipeline
+
+    with _machine(device, seed, threads, memory_limit, quiet) as machine:
+        outcome = pipeline.inspect(bank, machine, closest=closest, error=error, alpha=alpha, beta=beta)
+    _finish(outcome, "inspect", as_json, quiet)
+
+
+def _reading(*options: Any) -> "Reading":
+    from hopmem.patterns import Reading
+
+    return Reading(*options)
+
+
+def _all_sources(sources: list[str] | None, lists: list[str] | None) -> list[str]:
+    """The sources of the command line, and those that list files name.
+
+    Returns:
+        At least one.
+
+    Raises:
+        MissingInputError: no such list file.
+        UsageError: no source at all.
+    """
+    found = list(sources or [])
+    for name in lists or []:
+        if name != "-" and not Path(name).is_file():
+            raise MissingInputError(name, "a file with one source a line")
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8", errors="surrogateescape")
+        found += [line for line in text.splitlines() if line]
+    if not found:
+        raise UsageError("expected at least one file or folder to read, found none (see --help)")
+    return found
+
+
+def _answers_to(output: str | None, queries: list[str], data_on_stdout: bool) -> str | None:
+    """Where answers go: what comes on stdin goes to stdout unless JSON is wanted there.
+
+    Returns:
+        The path, `-`, or None for nowhere.
+
+    Raises:
+        UsageError: answers and JSON both on stdout.
+    """
+    if output == "-" and data_on_stdout:
+        raise UsageError("-o -: expected one thing on stdout, found answers and JSON")
+    return "-" if output is None and "-" in queries and not data_on_stdout else output
+
+
+@contextmanager
+def _machine(device: str, seed: int, threads: int | None, memory_limit: str | None, quiet: bool) -> "Iterator[Machine]":
+    """What the shared options stand for.
+
+    Yields:
+        The machine to work on, watched from a terminal.
+    """
+    from hopmem import devices
+    from hopmem.pipeline import Machine
+    from hopmem.report import watching
+
+    devices.set_threads(threads)
+    with watching(quiet=quiet) as watch:
+        yield Machine(device, seed, devices.budget(memory_limit), watch)
+
+
+def _draw(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:
+    from hopmem.plots import contact_sheet
+
+    contact_sheet(outcome.pictures, plot, force=force)
+
+
+def _finish(
+    outcome: "Outcome[Any]", verb: str, as_json: bool, quiet: bool, ndjson: bool = False, data_on_stdout: bool = False
+) -> None:
+    """Report, and end as the contract says.
+
+    Raises:
+        Exit: with 7 where inputs were skipped.
+    """
+    from hopmem import report
+
+    report.show(outcome, verb, report.Style(as_json, quiet or ndjson, data_on_stdout))
+    if ndjson:
+        report.show_lines(outcome)
+    if outcome.skipped:
+        raise typer.Exit(SKIPPED_SOME)

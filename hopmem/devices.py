@@ -1,0 +1,97 @@
+"""Names and sizes on the command line ↔ devices, threads and bytes."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from hopmem.errors import DeviceError, UsageError
+
+DEFAULT_BUDGET = 256 << 20  # bytes of working memory where no limit is given
+SHARE_OF_LIMIT = 4  # a block takes this part of the memory limit: its temporaries and the patterns need the rest
+
+
+def resolve(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device that is there.
+
+    Args:
+        name: what the user asked for; `auto` takes the first accelerator there is, else the CPU.
+
+    Returns:
+        The device.
+
+    Raises:
+        DeviceError: no such device on this machine.
+        UsageError: no such kind of device at all.
+    """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise UsageError(f"--device: expected auto, cpu, cuda, cuda:N or mps, found {name!r}")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
+    if (device.index or 0) >= count:
+        raise DeviceError(f"--device {name}: expected a device that torch can use, found {count} of type {device.type}")
+    return device
+
+
+def set_threads(count: int | None) -> None:
+    """Let torch use `count` threads; None leaves its own choice."""
+    if count is not None:
+        torch.set_num_threads(count)
+
+
+def budget(memory_limit: str | None) -> int:
+    """Bytes of working memory for a block under a memory limit.
+
+    Args:
+        memory_limit: as on the command line, or None.
+
+    Returns:
+        Bytes.
+    """
+    return DEFAULT_BUDGET if memory_limit is None else min(DEFAULT_BUDGET, size(memory_limit) // SHARE_OF_LIMIT)
+
+
+def size(text: str) -> int:
+    """Read a size such as 512M, 2G, 1.5GiB or 1000000.
+
+    Args:
+        text: a number with an optional unit K, M, G or T (powers of 1024).
+
+    Returns:
+        Bytes, at least one mebibyte.
+
+    Raises:
+        UsageError: not such a size.
+
+    >>> size("2G")
+    2147483648
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
+    if not match:
+        raise UsageError(f"--memory-limit: expected a size such as 512M or 2G, found {text!r}")
+    return max(1 << 20, int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")))
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn running out of memory, on the host or the device, into an error that says what to do.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        DeviceError: memory ran out inside the block.
+        Exception: whatever else went wrong there.
+    """
+    try:
+        yield
+    except Exception as error:
+        # The CPU's allocator raises a plain RuntimeError.
+        exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if not exhausted:
+            raise
+        advice = "a smaller --memory-limit makes smaller blocks"
+        raise DeviceError(f"out of memory: expected the job to fit, found that it did not; {advice}") from error

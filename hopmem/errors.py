@@ -1,0 +1,79 @@
+"""What can go wrong, each with its exit code; an error builds its own message from the facts.
+
+Exit codes: 1 internal, 2 usage, 3 input missing or unreadable, 4 invalid data, 5 device or memory, 6 bank corrupt
+or incompatible, 7 finished but some inputs were skipped, 8 quality gate failed, 130 interrupted.
+"""
+
+SKIPPED_SOME = 7
+INTERRUPTED = 130
+
+
+class HopmemError(Exception):
+    """A mistake that a user can mend: its message is one line that says what was expected, found, and where."""
+
+    exit_code = 1
+
+
+class UsageError(HopmemError):
+    """Options that do not fit one another or the bank."""
+
+    exit_code = 2
+
+
+class WouldOverwriteError(UsageError):
+    """A file stands where the output would go."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"{path}: exists already; --force overwrites it")
+
+
+class MissingInputError(HopmemError):
+    """An input that is not there."""
+
+    exit_code = 3
+
+    def __init__(self, path: object, expected: str) -> None:
+        super().__init__(f"{path}: expected {expected}, found nothing there")
+
+
+class UnreadableError(HopmemError):
+    """An input that is there but can't be read as what it should be."""
+
+    exit_code = 3
+
+    def __init__(self, path: object, expected: str, found: object) -> None:
+        super().__init__(f"{path}: expected {expected}, found {one_line(found)}")
+
+
+class InvalidDataError(HopmemError):
+    """An input that can be read, with content that can't be used."""
+
+    exit_code = 4
+
+    def __init__(self, where: object, expected: str, found: object) -> None:
+        super().__init__(f"{where}: expected {expected}, found {one_line(found)}")
+
+
+class DeviceError(HopmemError):
+    """A device that is not there, or that has too little memory."""
+
+    exit_code = 5
+
+
+class BankError(HopmemError):
+    """A bank that is corrupt, or that this version can't read."""
+
+    exit_code = 6
+
+    def __init__(self, path: object, expected: str, found: object) -> None:
+        super().__init__(f"{path}: expected {expected}, found {one_line(found)}")
+
+
+def one_line(fact: object) -> str:
+    """A fact for a message, on one line and of bounded length.
+
+    Returns:
+        The text of `fact` with its white space collapsed, cut at 200 characters.
+    """
+    text = " ".join(str(fact).split())
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,205 @@
+"""What a bank can promise: Lemma 1 and its sharp form, Theorem 2, and the spherical-code bounds.
+
+The sharp form of Lemma 1. Let r = ‖y − z_μ‖ and p = softmax(β Z y). Since
+⟨z_ν − z_μ, y⟩ ≤ −½ δ_μν² + δ_μν r, each weight obeys p_ν ≤ p_ν/p_μ ≤ e^{−β δ_μν (δ_μν/2 − r)}, and the readout errs by
+
+    ‖p Z − z_μ‖ = ‖Σ_ν p_ν (z_ν − z_μ)‖ ≤ Σ_ν δ_μν e^{−β δ_μν (δ_μν/2 − r)}.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hopmem.model.kernel import blocks
+from hopmem.model.separation import Progress, UnitRows
+
+FARTHEST = 2.0  # the largest distance between two unit features
+
+
+def lemma1_error(delta_min: float, radius: float, M: int, beta: float) -> float:
+    """Lemma 1 as published (U-Hop): 2(M−1) e^{−β(Δ_min − 2R_Φ)}; void on unit features, where Δ_min ≤ 2R_Φ.
+
+    Returns:
+        The bound; inf where it leaves float64.
+    """
+    exponent = -beta * (delta_min - 2 * radius)
+    return 2 * (M - 1) * math.exp(exponent) if exponent < 700 else math.inf
+
+
+def beta_for_error(delta: float, M: int, error: float) -> float:
+    """β = 2 ln((M−1) δ/ε) / Δ with δ² = 2Δ: the sharp bound at r = R_Φ/2 then is at most ε.
+
+    Args:
+        delta: Δ_min > 0.
+        M: number of memories, M ≥ 2.
+        error: the wanted ε > 0, in feature space.
+
+    Returns:
+        A sufficient β, at least 1.
+
+    >>> round(beta_for_error(delta=2.0, M=2, error=1e-3), 3)
+    7.601
+    """
+    return max(1.0, 2 * math.log(max(1.0, (M - 1) * math.sqrt(2 * delta) / error)) / delta)
+
+
+def exact_fraction(delta: Tensor, alpha: float, beta: float) -> float:
+    """Theorem 2: the share of memories with Δ_μ ≥ 1/(β(α−1)), exact one-hot fixed points.
+
+    Returns:
+        A share in [0, 1]; 0 at α = 1, where no weight vanishes.
+    """
+    if alpha <= 1 or beta <= 0:
+        return 0.0
+    return float((delta >= 1 / (beta * (alpha - 1))).double().mean())
+
+
+def spherical_code_bounds(M: int, D: int) -> tuple[float, float]:
+    """Lower and upper bound on the best Δ_min of M points on the sphere in R^D (U-Hop+, Proposition 3.1).
+
+    Returns:
+        (lower, upper); nan where the proposition says nothing (M < 2 or D < 2).
+
+    >>> [round(bound, 4) for bound in spherical_code_bounds(M=12, D=3)]
+    [0.0556, 1.1547]
+    """
+    if M < 2 or D < 2:
+        return math.nan, math.nan
+    root = math.log(math.pi) / 2 - math.log(M) + math.lgamma((D + 1) / 2)
+    lower = 0.5 * math.exp((root - math.lgamma(D / 2 + 1)) * 2 / (D - 1))
+    upper = 2 * math.exp((math.log(2) + root - math.lgamma(D / 2)) / (D - 1))
+    return lower, upper
+
+
+def sharp_error(
+    Z: UnitRows, delta: Tensor, beta: float, r: float, budget: int, progress: Progress | None = None
+) -> float:
+    """The sharp bound at distance r from the worst placed memory: max_μ Σ_ν δ_μν e^{−β δ_μν (δ_μν/2 − r)}.
+
+    Args:
+        Z: unit features of M memories.
+        delta: their Δ [M].
+        beta: inverse temperature.
+        r: distance of the query from its memory in feature space.
+        budget: bytes of working memory.
+        progress: told how many memories are done.
+
+    Returns:
+        The bound on the error in feature space.
+    """
+    worst = 0.0
+
+    def raise_worst(distance: Tensor) -> None:
+        nonlocal worst
+        worst = max(worst, float(_error(distance, beta, torch.tensor(r)).max()))
+
+    def settled(delta_mu: Tensor) -> Tensor:
+        return _crude_error(delta_mu, len(Z), beta, r) <= worst
+
+    _visit(Z, delta, budget, raise_worst, settled, progress)
+    return worst
+
+
+def guaranteed_radius(
+    Z: UnitRows, delta: Tensor, beta: float, error: float, budget: int, progress: Progress | None = None
+) -> float:
+    """The largest r at which the sharp bound stays at or under an error for every memory.
+
+    Args:
+        Z: unit features of M memories.
+        delta: their Δ [M].
+        beta: inverse temperature.
+        error: the wanted ε, in feature space.
+        budget: bytes of working memory.
+        progress: told how many memories are done.
+
+    Returns:
+        r in [0, 2]; 0 where not even the memories themselves are read out within ε.
+    """
+    radius = FARTHEST
+
+    def lower_radius(distance: Tensor) -> None:
+        nonlocal radius
+        over = _error(distance, beta, torch.tensor(radius)) > error
+        if bool(over.any()):
+            radius = min(radius, float(_largest_radius(distance[over], beta, error).min()))
+
+    def settled(delta_mu: Tensor) -> Tensor:
+        return _crude_error(delta_mu, len(Z), beta, radius) <= error
+
+    _visit(Z, delta, budget, lower_radius, settled, progress)
+    return radius
+
+
+def _visit(
+    Z: UnitRows,
+    delta: Tensor,
+    budget: int,
+    visit: Callable[[Tensor], None],
+    settled: Callable[[Tensor], Tensor],
+    progress: Progress | None,
+) -> None:
+    """Show each memory's distances to all others, the worst separated first, until the rest is settled by its Δ.
+
+    `visit` gets rows [m, M] in float64; the entry of a memory with itself is zero and adds nothing to the bound.
+    """
+    M = len(Z)
+    order = delta.argsort()
+    size = max(1, min(1024, budget // (M * 8 * 6)))
+    for done in blocks(M, size):
+        chosen = order[done][~settled(delta[order[done]])]
+        if len(chosen):
+            visit(_distances(Z, chosen, size))
+        if progress:
+            progress(done.stop, M)
+
+
+def _distances(Z: UnitRows, chosen: Tensor, size: int) -> Tensor:
+    """δ_μν of some memories to all.
+
+    Returns:
+        Distances [m, M], float64; zero on the memory itself.
+    """
+    left, M = Z[chosen], len(Z)
+    squared = torch.cat([2 - 2 * (left @ Z[rows].T).double().cpu() for rows in blocks(M, max(size, 256))], dim=1)
+    squared[torch.arange(len(chosen)), chosen] = 0
+    return squared.clamp_min_(0).sqrt_()
+
+
+def _error(distance: Tensor, beta: float, r: Tensor) -> Tensor:
+    """Σ_ν δ e^{−βδ(δ/2 − r)} for rows of distances [m, M] at one r, or one r for each row [m, 1].
+
+    Returns:
+        The sums [m]; inf where they leave float64.
+    """
+    return (distance * (-beta * distance * (distance / 2 - r)).exp()).sum(1)
+
+
+def _crude_error(delta: Tensor, M: int, beta: float, r: float) -> Tensor:
+    """The sharp bound with every other memory at the worst distance that Δ_μ allows: above it, and from Δ alone.
+
+    δ e^{−βδ(δ/2 − r)} rises up to δ* = (r + √(r² + 4/β))/2 and falls beyond.
+
+    Returns:
+        The bound for each memory, of the shape of `delta`.
+    """
+    peak = (r + math.sqrt(r * r + 4 / max(beta, 1e-300))) / 2
+    worst = (2 * delta).clamp_min(0).sqrt().clamp_min(peak)[:, None]
+    return (M - 1) * _error(worst, beta, torch.tensor(r))
+
+
+def _largest_radius(distance: Tensor, beta: float, error: float) -> Tensor:
+    """Bisect r for rows of distances [m, M] whose bound is over the error at r = 2.
+
+    Returns:
+        The largest r under the error for each row [m], 0 where there is none.
+    """
+    low = torch.zeros(len(distance), 1, dtype=distance.dtype)
+    high = torch.full_like(low, FARTHEST)
+    for _ in range(40):
+        middle = (low + high) / 2
+        under = (_error(distance, beta, middle) <= error)[:, None]
+        low, high = torch.where(under, middle, low), torch.where(under, high, middle)
+    return low[:, 0]

@@ -1,0 +1,126 @@
+"""α-entmax and its conjugate Ψ*_α, for every α ≥ 1, through one threshold solver.
+
+With the Tsallis exponential exp_α(u) = [1 + (α−1)u]₊^{1/(α−1)}, which is exp(u) at α = 1, the α-entmax of a row s
+whose largest entry is 0 (Peters, Niculae, Martins, 2019, arXiv 1905.05702) is
+
+    p_i = e^{−c} exp_α(s_i e^{(α−1)c})   with c = −ln max_i p_i, the root of   ln Σ_i exp_α(s_i e^{(α−1)c}) = c.
+
+The left side falls from at least 0 at c = 0 to at most c at c = ln M, so the root is unique and bracketed. At α = 1 it
+does not depend on c: one step solves softmax. Written in the logarithm of the largest weight the equation is well
+conditioned from one-hot rows to rows of a million equal entries, where the usual threshold τ cancels.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def entmax(S: Tensor, alpha: float) -> Tensor:
+    """α-entmax over the last axis.
+
+    Args:
+        S: finite scores [..., M].
+        alpha: α ≥ 1; 1 is softmax, 2 sparsemax.
+
+    Returns:
+        Weights [..., M] of the type of `S`; each row is non-negative and sums to one.
+
+    >>> entmax(torch.tensor([1.0, 0.5, -1.0]), alpha=2.0)
+    tensor([0.7500, 0.2500, 0.0000])
+    """
+    # Where the exponent 1/(α−1) is not 1, float32 would lose digits near the edge of the support.
+    s = S if alpha == 1 else S.double()
+    s = s - s.amax(-1, keepdim=True)
+    P = _tsallis_exp(s * _stretch(_log_peak(s, alpha), alpha), alpha)
+    return (P / P.sum(-1, keepdim=True)).to(S.dtype)
+
+
+def conjugate(S: Tensor, P: Tensor, alpha: float) -> Tensor:
+    """Ψ*_α(s) = max_p ⟨p, s⟩ + H_α(p), with H_α the Tsallis entropy; the logarithm of the sum of e^s at α = 1.
+
+    Its gradient is the α-entmax.
+
+    Args:
+        S: scores [..., M].
+        P: their α-entmax [..., M], the maximiser.
+        alpha: α ≥ 1.
+
+    Returns:
+        The value of each row [...].
+
+    >>> S = torch.tensor([0.0, 0.0])
+    >>> conjugate(S, entmax(S, 1.0), 1.0)
+    tensor(0.6931)
+    """
+    log_P = P.clamp_min(torch.finfo(P.dtype).tiny).log()
+    surprise = -log_P if alpha == 1 else -torch.expm1((alpha - 1) * log_P) / (alpha * (alpha - 1))
+    largest = S.amax(-1)
+    # Where a weight is zero its score may lie so low that the product is not: the weight decides.
+    inner = torch.where(P > 0, P * (S - largest[..., None]), 0).sum(-1)
+    return largest + inner + (P * surprise).sum(-1)
+
+
+def _tsallis_exp(u: Tensor, alpha: float) -> Tensor:
+    """exp_α(u), zero where 1 + (α−1)u ≤ 0; through log1p, so that α → 1 loses nothing.
+
+    Returns:
+        Values of the shape of `u`.
+    """
+    if alpha == 1:
+        return u.exp()
+    return torch.exp(torch.log1p(((alpha - 1) * u).clamp_min(-1)) / (alpha - 1))
+
+
+def _stretch(c: Tensor, alpha: float) -> Tensor:
+    """e^{(α−1)c}, kept finite for any α.
+
+    Returns:
+        The factor of each row [..., 1].
+    """
+    return ((alpha - 1) * c).clamp_max(math.log(torch.finfo(c.dtype).max) - 1).exp()
+
+
+def _log_peak(s: Tensor, alpha: float, max_iterations: int = 200) -> Tensor:
+    """C = −ln of the largest weight, by Newton's method inside a bracket that halves when Newton is slow.
+
+    Args:
+        s: scores whose row maximum is 0 [..., M].
+        alpha: α ≥ 1.
+        max_iterations: a bound that is never met: bisection alone ends within 64.
+
+    Returns:
+        c [..., 1], in [0, ln M].
+    """
+    low = torch.zeros_like(s[..., :1])
+    high = torch.full_like(low, math.log(s.shape[-1]))
+    c, last = low, torch.full_like(low, math.inf)
+    # |g| bounds the error of the sum of the weights, all of which rise and fall together, and so of each one.
+    tolerance = 512 * torch.finfo(s.dtype).eps
+    for _ in range(max_iterations):
+        gap, slope = _gap_and_slope(s, c, alpha)
+        low, high = torch.where(gap >= 0, c, low), torch.where(gap <= 0, c, high)
+        newton = c - gap / slope
+        # For α > 2 an entry at the edge of the support has an infinite slope, and Newton would creep.
+        trusted = (newton >= low) & (newton <= high) & (gap.abs() <= last / 2)
+        following = torch.where(trusted, newton, (low + high) / 2)
+        done = (gap.abs() <= tolerance) | (following == c)
+        if bool(done.all()):
+            break
+        c, last = torch.where(done, c, following), gap.abs()
+    return c
+
+
+def _gap_and_slope(s: Tensor, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """g(c) = ln Σ exp_α(s e^{(α−1)c}) − c and g'(c) ≤ −1.
+
+    Returns:
+        Both, of the shape of `c`.
+    """
+    u = s * _stretch(c, alpha)
+    G = _tsallis_exp(u, alpha)
+    total = G.sum(-1, keepdim=True)
+    if alpha == 1:
+        return total.log() - c, -torch.ones_like(c)
+    rate = torch.where(G > 0, G ** (2 - alpha) * u, 0).sum(-1, keepdim=True) * (alpha - 1)
+    return total.log() - c, rate / total - 1

@@ -1,0 +1,266 @@
+"""Stage II: energy, update and retrieval of the kernelized modern Hopfield network (U-Hop, Theorem 1)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from hopmem.model.entmax import conjugate, entmax
+from hopmem.model.kernel import Features, unit
+from hopmem.model.scan import RowBlocks, combine, known_scores, query_blocks, scores, top_scores
+from hopmem.model.separation import Progress
+
+VISIBLE = 0.01  # a softmax weight counts toward a metastable state above this (U-Hop+, after Martins et al., 2023)
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """How the states move."""
+
+    alpha: float = 1.0  # α ≥ 1
+    beta: float = 1.0  # inverse temperature β ≥ 0
+    steps: int = 1  # at most this many updates, at least 1
+    tolerance: float = 1e-5  # a query has converged when its state moves by less
+    top: int = 1  # how many memories to name for each query
+    budget: int = 256 << 20  # bytes of working memory
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """What B queries brought back."""
+
+    patterns: Tensor  # [B, n] readout p Ξ (or p V) of the last weights
+    index: Tensor  # [B, k] memories by weight, largest first
+    weight: Tensor  # [B, k] their weights
+    margin: Tensor  # [B] largest weight minus the second largest
+    support: Tensor  # [B] int64: non-zero weights (α > 1), or weights above 0.01 (softmax)
+    energy: Tensor  # [B] E of the state that the last weights were computed from
+    steps: Tensor  # [B] int64: updates made
+    converged: Tensor  # [B] bool: the last update moved the state by less than the tolerance
+
+
+def energy(Y: Tensor, S: Tensor, P: Tensor, dynamics: Dynamics) -> Tensor:
+    """E(y) = ½‖y‖² − Ψ*_α(β Z y)/β, which no update raises (it is a step of CCCP).
+
+    Args:
+        Y: states [b, D].
+        S: their scores Z y [b, M].
+        P: their weights [b, M].
+        dynamics: α and β > 0.
+
+    Returns:
+        The energy of each state [b].
+    """
+    return Y.square().sum(1) / 2 - conjugate(dynamics.beta * S, P, dynamics.alpha) / max(dynamics.beta, 1e-30)
+
+
+def update(Y: Tensor, memory: Features, dynamics: Dynamics) -> tuple[Tensor, Tensor, Tensor]:
+    """One update y ↦ p Z with p = entmax(β Z y) (U-Hop, Theorem 1, in feature space).
+
+    Args:
+        Y: states [b, D].
+        memory: unit features of M memories.
+        dynamics: α, β and the budget.
+
+    Returns:
+        The new states [b, D], the scores [b, M] and the weights [b, M] that led to them.
+    """
+    S = scores(Y, memory, dynamics.budget)
+    P = entmax(dynamics.beta * S, dynamics.alpha)
+    return combine(P, memory, memory.dimension, dynamics.budget), S, P
+
+
+def retrieve(
+    X: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics: Dynamics, progress: Progress | None = None
+) -> Retrieval:
+    """Retrieve from whole queries: y₀ = Φ(x)/‖Φ(x)‖, updates until each query has converged, one readout.
+
+    Args:
+        X: queries [B, d], finite.
+        memory: unit features of M memories.
+        readout: M rows to read out: Ξ itself, or stored values.
+        width: entries of a readout row.
+        dynamics: how the states move.
+        progress: told how many queries are done.
+
+    Returns:
+        The answers, in the order of the queries.
+    """
+
+    def answer(rows: slice) -> Retrieval:
+        Y = unit(memory.phi(X[rows]))
+        return _settle(Y, memory, readout, width, dynamics)
+
+    return _by_blocks(len(X), len(memory), answer, dynamics, progress)
+
+
+def complete(
+    X: Tensor,
+    known: Tensor,
+    memory: Features,
+    readout: RowBlocks,
+    width: int,
+    dynamics: Dynamics,
+    progress: Progress | None = None,
+) -> Retrieval:
+    """Retrieve from partial queries: compared on their known entries alone, which stay clamped.
+
+    Both sides pass through the map that sees only the known entries (`FeatureMap.restricted`) and are normalised there,
+    as if the bank held only them. Since what is compared never moves, the first update is the fixed point.
+
+    Args:
+        X: queries [B, d]; unknown entries hold anything finite.
+        known: which entries are known, bool [B, d], at least one a query.
+        memory: unit features of M memories.
+        readout: M rows to read out.
+        width: entries of a readout row.
+        dynamics: how the weights follow from the scores.
+        progress: told how many queries are done.
+
+    Returns:
+        The answers, in the order of the queries; the readout is not clamped here.
+    """
+    if memory.phi.W is None:
+
+        def answer(rows: slice) -> Retrieval:
+            S = known_scores(X[rows], known[rows], memory, dynamics.budget)
+            return _read(S, readout, width, dynamics)
+
+        return _by_blocks(len(X), len(memory), answer, dynamics, progress)
+
+    # A learned map mixes the entries, so each set of known entries makes features of its own.
+    masks, group = torch.unique(known, dim=0, return_inverse=True)  # type: ignore[no-untyped-call]  # torch's
+    centre = memory.phi.centre()
+    parts, order = [], []
+    for number, mask in enumerate(masks):
+        members, columns = (group == number).nonzero()[:, 0], mask.nonzero()[:, 0]
+        parts.append(_complete_alike(X[members][:, columns], columns, centre, memory, readout, width, dynamics))
+        order.append(members)
+        if progress:
+            progress(sum(map(len, order)), len(X))
+    return _take(_join(parts), torch.cat(order).argsort())
+
+
+def _complete_alike(
+    X: Tensor,
+    columns: Tensor,
+    centre: Tensor | None,
+    memory: Features,
+    readout: RowBlocks,
+    width: int,
+    dynamics: Dynamics,
+) -> Retrieval:
+    """Retrieve from queries [b, k] that know the same k entries, `columns`.
+
+    Returns:
+        Their answers.
+    """
+    seen = memory.restricted(columns, centre).held(dynamics.budget)
+    Y = unit(seen.phi(X))
+
+    def answer(rows: slice) -> Retrieval:
+        return _read(scores(Y[rows], seen, dynamics.budget), readout, width, dynamics)
+
+    return _by_blocks(len(X), len(memory), answer, dynamics, None)
+
+
+def _settle(Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics: Dynamics) -> Retrieval:
+    """Update a block of states until each has converged or the steps are up, and read out once.
+
+    Returns:
+        The answers of the block.
+    """
+    S = Y.new_empty(len(Y), len(memory))
+    P, Y_last = S.clone(), Y.clone()
+    steps = torch.zeros(len(Y), dtype=torch.int64, device=Y.device)
+    converged = torch.zeros_like(steps, dtype=torch.bool)
+    active = torch.arange(len(Y), device=Y.device)
+    for _ in range(dynamics.steps):
+        Y_last[active] = Y
+        following, S[active], P[active] = update(Y, memory, dynamics)
+        still = (following - Y).norm(dim=1) <= dynamics.tolerance
+        steps[active] += 1
+        converged[active] = still
+        active, Y = active[~still], following[~still]
+        if not len(active):
+            break
+    return _summary(S, P, energy(Y_last, S, P, dynamics), steps, converged, readout, width, dynamics)
+
+
+def _read(S: Tensor, readout: RowBlocks, width: int, dynamics: Dynamics) -> Retrieval:
+    """Answer from scores of clamped unit states.
+
+    Returns:
+        The answers of the block, after one update each.
+    """
+    P = entmax(dynamics.beta * S, dynamics.alpha)
+    E = 0.5 - conjugate(dynamics.beta * S, P, dynamics.alpha) / max(dynamics.beta, 1e-30)
+    once = torch.ones(len(S), dtype=torch.int64, device=S.device)
+    return _summary(S, P, E, once, once.bool(), readout, width, dynamics)
+
+
+def _summary(
+    S: Tensor,
+    P: Tensor,
+    E: Tensor,
+    steps: Tensor,
+    converged: Tensor,
+    readout: RowBlocks,
+    width: int,
+    dynamics: Dynamics,
+) -> Retrieval:
+    """The readout of the last weights, and what they say of the answer.
+
+    Returns:
+        The answers of the block.
+    """
+    M = S.shape[1]
+    index = top_scores(S, min(max(2, dynamics.top), M))  # [b, k]
+    weight = P.gather(1, index)
+    runner_up = weight[:, 1] if M > 1 else torch.zeros_like(weight[:, 0])
+    visible = (VISIBLE if dynamics.alpha == 1 else 0) < P
+    return Retrieval(
+        patterns=combine(P, readout, width, dynamics.budget),
+        index=index[:, : dynamics.top],
+        weight=weight[:, : dynamics.top],
+        margin=weight[:, 0] - runner_up,
+        support=visible.sum(1),
+        energy=E,
+        steps=steps,
+        converged=converged,
+    )
+
+
+def _by_blocks(
+    count: int, memories: int, answer: Callable[[slice], Retrieval], dynamics: Dynamics, progress: Progress | None
+) -> Retrieval:
+    """Answer queries block by block within the budget.
+
+    Returns:
+        The answers of all blocks, in order.
+    """
+    parts = []
+    for rows in query_blocks(count, memories, dynamics.alpha, dynamics.budget):
+        parts.append(answer(rows))
+        if progress:
+            progress(rows.stop, count)
+    return _join(parts)
+
+
+def _join(parts: list[Retrieval]) -> Retrieval:
+    """Answers one after another.
+
+    Returns:
+        All of `parts` in one.
+    """
+    return Retrieval(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(Retrieval)))
+
+
+def _take(answers: Retrieval, order: Tensor) -> Retrieval:
+    """Answers in another order.
+
+    Returns:
+        The rows `order` of `answers`.
+    """
+    return Retrieval(*(getattr(answers, each.name)[order] for each in fields(Retrieval)))

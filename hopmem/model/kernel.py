@@ -1,0 +1,193 @@
+"""The kernel K(u, v) = ⟨Φ(u), Φ(v)⟩ of a linear feature map Φ(u) = W u + b, on unit features."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+Rows = slice | Tensor  # a range of rows, or an int64 tensor of row numbers
+
+
+def unit(U: Tensor) -> Tensor:
+    """Scale each row to unit length; a zero row stays zero.
+
+    Rows are divided by their largest entry first: the squares of entries of 1e-30 or 1e30 leave float32.
+
+    Args:
+        U: rows [..., D].
+
+    Returns:
+        Rows of length one (or zero) [..., D].
+
+    >>> unit(torch.tensor([[3e30, 4e30], [0.0, 0.0]]))
+    tensor([[0.6000, 0.8000],
+            [0.0000, 0.0000]])
+    """
+    largest = U.abs().amax(-1, keepdim=True)
+    U = U / torch.where(largest > 0, largest, 1)
+    length: Tensor = U.norm(dim=-1, keepdim=True)
+    return U / length.clamp_min(torch.finfo(U.dtype).tiny)
+
+
+def blocks(count: int, size: int) -> Iterator[slice]:
+    """Cut `count` rows into consecutive slices of at most `size`.
+
+    Yields:
+        The slices, in order; the last may be shorter.
+
+    >>> list(blocks(5, 2))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    for start in range(0, count, size):
+        yield slice(start, min(start + size, count))
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """Φ(u) = W u + b (U-Hop, eq. 3.1, with an offset for centring).
+
+    K depends on WᵀW alone, so W is free up to a rotation of feature space.
+    """
+
+    W: Tensor | None = None  # [D, d]; None is the identity, which no d×d matrix has to hold
+    b: Tensor | None = None  # [D]; None is zero
+
+    def __call__(self, U: Tensor) -> Tensor:
+        """Map rows to feature space.
+
+        Args:
+            U: rows of patterns [N, d].
+
+        Returns:
+            Their features, not normalised [N, D].
+        """
+        return U if self.W is None else linear(U, self.W, self.b)
+
+    def to(self, device: torch.device) -> "FeatureMap":
+        """Move the map.
+
+        Returns:
+            The same map on `device`.
+        """
+        return FeatureMap(*(None if part is None else part.to(device) for part in (self.W, self.b)))
+
+    def centre(self) -> Tensor | None:
+        """The shortest pattern r with Φ(r) = 0 (as nearly as W can reach).
+
+        Returns:
+            r [d], or None where Φ has no offset and r is the origin.
+        """
+        if self.W is None or self.b is None:
+            return None
+        W, b = self.W.double().cpu(), self.b.double().cpu()
+        r: Tensor = torch.linalg.lstsq(W, -b[:, None], driver="gelsd").solution[:, 0]
+        return r.to(self.W)
+
+    def restricted(self, columns: Tensor, centre: Tensor | None) -> "FeatureMap":
+        """The map that sees some entries only: u ↦ Σ_k W_k (u_k − r_k) over the entries k in `columns`.
+
+        Args:
+            columns: the entries that are seen, int64 [k].
+            centre: r of `centre()`; where an unseen entry equals r's, both maps agree.
+
+        Returns:
+            A map of patterns with k entries.
+        """
+        if self.W is None:
+            return self
+        W = self.W[:, columns]
+        return FeatureMap(W, None if centre is None else -(W @ centre[columns]))
+
+
+@dataclass(frozen=True)
+class Patterns:
+    """Rows of patterns as numbers, read block by block from a tensor of any type."""
+
+    stored: Tensor  # [M, d], any real type, often memory-mapped
+    scale: float = 1.0  # what one stored unit is worth: 1/255 for 8-bit images
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    columns: Tensor | None = None  # int64 [k]: the entries that are seen; None sees all
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return len(self.stored)
+
+    @property
+    def dimension(self) -> int:
+        """The number of entries of a row."""
+        return self.stored.shape[1] if self.columns is None else len(self.columns)
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        """The patterns of some rows.
+
+        Returns:
+            float32 [m, d] on the device.
+        """
+        block = self.stored[rows]
+        block = block if self.columns is None else block[:, self.columns.to(block.device)]
+        block = block.to(self.device, torch.float32)
+        return block if self.scale == 1.0 else block * self.scale
+
+
+@dataclass(frozen=True)
+class Features:
+    """Z, the unit features of the memories, read where they are stored and else computed as the patterns are read."""
+
+    patterns: Patterns
+    phi: FeatureMap = FeatureMap()
+    stored: Tensor | None = None  # [M, D] float32, where a learned map has left them
+
+    def __len__(self) -> int:
+        """The number of memories M."""
+        return len(self.patterns)
+
+    @property
+    def dimension(self) -> int:
+        """The dimension D of feature space."""
+        return self.patterns.dimension if self.phi.W is None else self.phi.W.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the blocks come out."""
+        return self.patterns.device
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        """The unit features of some memories.
+
+        Returns:
+            float32 [m, D] on the device.
+        """
+        if self.stored is not None:
+            return self.stored[rows].to(self.device, torch.float32)
+        return unit(self.phi(self.patterns[rows]))
+
+    def held(self, budget: int) -> "Features":
+        """Keep Z at hand where it fits.
+
+        Args:
+            budget: bytes that Z may take.
+
+        Returns:
+            These features with Z computed once, or unchanged where Z is stored already or is larger than `budget`.
+        """
+        if self.stored is not None or len(self) * self.dimension * 4 > budget:
+            return self
+        Z = torch.empty(len(self), self.dimension, device=self.device)
+        for rows in blocks(len(self), 4096):
+            Z[rows] = self[rows]
+        return replace(self, stored=Z)
+
+    def restricted(self, columns: Tensor, centre: Tensor | None) -> "Features":
+        """The features of the memories' entries in `columns` alone.
+
+        Args:
+            columns: the entries that are seen, int64 [k].
+            centre: Φ's zero, `phi.centre()`.
+
+        Returns:
+            Features of patterns with k entries, computed as they are read.
+        """
+        seen = replace(self.patterns, columns=columns)
+        return Features(seen, self.phi.restricted(columns, centre))

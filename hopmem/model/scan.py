@@ -1,0 +1,127 @@
+"""The blocked pass over the memories that every query makes: scores in, weighted rows out.
+
+A block of queries is scored against all memories at once, so the widest array is [b, M] with b chosen by the budget;
+the memories themselves are read block by block and never held whole.
+"""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hopmem.model.kernel import Features, Rows, blocks, unit
+
+ARRAYS_PER_SCORE = 10  # float32 arrays of the size of the scores that entmax and its statistics hold at their peak
+
+
+class RowBlocks(Protocol):
+    """Rows that are read in blocks: patterns, values or features; a tensor is one."""
+
+    def __len__(self) -> int:
+        """The number of rows M."""
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        """Some rows [m, n]."""
+
+
+def query_blocks(count: int, memories: int, alpha: float, budget: int) -> Iterator[slice]:
+    """Cut queries into blocks whose scores against all memories fit the budget.
+
+    Returns:
+        Slices over `count` queries, at least one query each.
+    """
+    width = 4 if alpha == 1 else 8  # entmax works in float64 beyond softmax
+    return blocks(count, max(1, min(4096, budget // (memories * width * ARRAYS_PER_SCORE))))
+
+
+def memory_rows(dimension: int, budget: int) -> int:
+    """How many memories to read at a time.
+
+    Returns:
+        Rows of `dimension` float32 entries, with their temporaries, that fit the budget.
+    """
+    return max(16, min(8192, budget // (dimension * 4 * 4)))
+
+
+def scores(Y: Tensor, memory: Features, budget: int) -> Tensor:
+    """⟨z_μ, y⟩ for each state and memory.
+
+    Args:
+        Y: states [b, D].
+        memory: unit features of M memories.
+        budget: bytes of working memory for the blocks.
+
+    Returns:
+        Scores [b, M], float32.
+    """
+    S = Y.new_empty(len(Y), len(memory))
+    for rows in blocks(len(memory), memory_rows(memory.dimension, budget)):
+        S[:, rows] = Y @ memory[rows].T  # [b, m]
+    return S
+
+
+def known_scores(X: Tensor, known: Tensor, memory: Features, budget: int) -> Tensor:
+    """Cosine of query and memory over the entries that the query knows, each side normalised over those entries alone.
+
+    With Φ the identity ⟨x, z⟩ over the known entries is a product of the zero-filled query with Z, and ‖z‖² over them a
+    product of the mask with Z∘Z, so that every query may know other entries.
+
+    Args:
+        X: queries [b, d]; what is not known is not looked at.
+        known: which entries are known, bool [b, d].
+        memory: features under the identity map.
+        budget: bytes of working memory for the blocks.
+
+    Returns:
+        Scores [b, M], float32; 0 where a memory is zero on all the known entries.
+    """
+    X = unit(torch.where(known, X, 0))
+    mask = known.to(X.dtype)
+    S = X.new_empty(len(X), len(memory))
+    for rows in blocks(len(memory), memory_rows(memory.dimension, budget)):
+        Z = memory[rows]
+        norm = (mask @ Z.square().T).sqrt()  # [b, m]
+        S[:, rows] = torch.where(norm > 0, (X @ Z.T) / norm.clamp_min(torch.finfo(Z.dtype).tiny), 0)
+    return S
+
+
+def combine(P: Tensor, rows_of: RowBlocks, width: int, budget: int) -> Tensor:
+    """Σ_μ p_μ r_μ: the weighted sum of rows.
+
+    Args:
+        P: weights [b, M].
+        rows_of: M rows of `width` entries.
+        width: entries of a row.
+        budget: bytes of working memory for the blocks.
+
+    Returns:
+        The sums [b, width].
+    """
+    total = P.new_zeros(len(P), width)
+    for rows in blocks(len(rows_of), memory_rows(width, budget)):
+        total += P[:, rows] @ rows_of[rows]
+    return total
+
+
+def top_scores(S: Tensor, k: int) -> Tensor:
+    """The memories of the k largest scores, largest first; of equal scores the lowest index.
+
+    `torch.topk` promises no order among ties; `argmax`, which takes the first, does.
+
+    Args:
+        S: scores [b, M]; changed while it works, and restored.
+        k: how many, at most M.
+
+    Returns:
+        Indices [b, k], int64.
+    """
+    found, kept = [], []
+    for _ in range(k):
+        index = S.argmax(1, keepdim=True)
+        found.append(index)
+        kept.append(S.gather(1, index))
+        S.scatter_(1, index, -torch.inf)
+    indices = torch.cat(found, 1)
+    S.scatter_(1, indices, torch.cat(kept, 1))
+    return indices

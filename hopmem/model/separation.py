@@ -1,0 +1,192 @@
+"""How far apart the memories lie: Δ, angles, the closest pairs, and the loss that Stage I minimises."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hopmem.model.kernel import Rows, blocks
+
+Progress = Callable[[int, int], None]  # called with (done, total)
+
+
+class UnitRows(Protocol):
+    """Z, or anything that hands out its rows in blocks: a tensor [M, D] is one."""
+
+    def __len__(self) -> int:
+        """The number of memories M."""
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        """The unit features of some memories [m, D]."""
+
+
+@dataclass(frozen=True)
+class Separation:
+    """The separation of M unit features, from one pass over their pairs."""
+
+    delta: Tensor  # [M] Δ_μ, float64
+    mean_cosine: float  # over the pairs μ ≠ ν; nan where M = 1
+    loss: float  # Definition 4 at the inverse width that was asked for
+    pairs: Tensor  # [k, 2] the closest pairs, int64, closest first
+    cosines: Tensor  # [k] of those pairs, float64
+
+    @property
+    def max_cosine(self) -> float:
+        """Cosine of the closest pair; nan where M = 1."""
+        return float(self.cosines[0]) if len(self.cosines) else math.nan
+
+    @property
+    def min_angle_degrees(self) -> float:
+        """Angle of the closest pair in degrees; nan where M = 1."""
+        return math.degrees(math.acos(max(-1.0, min(1.0, self.max_cosine))))
+
+    @property
+    def radius(self) -> float:
+        """R_Φ = ½ min δ_μν, with δ² = 2 Δ on unit features; nan where M = 1."""
+        return math.sqrt(max(0.0, 2 * (1 - self.max_cosine))) / 2
+
+
+def average_loss(Z: Tensor, t: float) -> Tensor:
+    """L = log mean_{μ≠ν} exp(−t ‖z_μ − z_ν‖²) (U-Hop, Definition 4), differentiable.
+
+    Args:
+        Z: unit features [M, D], M ≥ 2.
+        t: inverse width t > 0.
+
+    Returns:
+        The loss, a scalar; at best −2tM/(M−1), the simplex.
+
+    >>> average_loss(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), t=2.0)
+    tensor(-8.)
+    """
+    M = len(Z)
+    exponent = 2 * t * (Z @ Z.T - 1)  # [M, M]; −t ‖z_μ − z_ν‖² on unit rows
+    exponent = exponent.masked_fill(torch.eye(M, dtype=torch.bool, device=Z.device), -math.inf)
+    return exponent.flatten().logsumexp(0) - math.log(M * (M - 1))
+
+
+def separation(
+    Z: UnitRows, *, t: float = 2.0, closest: int = 1, block: int = 1024, progress: Progress | None = None
+) -> Separation:
+    """Measure every pair of memories once, in blocks of the Gram matrix.
+
+    Args:
+        Z: unit features of M memories (zero rows are allowed: they lie at right angles to all).
+        t: inverse width of the average loss.
+        closest: how many of the closest pairs to name.
+        block: rows of a block; memory is O(block² + block·D), whatever M.
+        progress: told how many of the pairs are done.
+
+    Returns:
+        Δ for each memory and the statistics of all pairs.
+    """
+    M = len(Z)
+    nearest = torch.full((M,), -math.inf, dtype=torch.float64)
+    norm = torch.zeros(M, dtype=torch.float64)
+    total, kernel_sum = 0.0, 0.0
+    top = _ClosestPairs(closest)
+    for first, second, cosines in _gram_blocks(Z, block, progress):
+        if first == second:
+            norm[first] = cosines.diagonal().double().cpu()
+            cosines.fill_diagonal_(-math.inf)
+        nearest[first] = torch.maximum(nearest[first], cosines.amax(1).double().cpu())
+        nearest[second] = torch.maximum(nearest[second], cosines.amax(0).double().cpu())
+        twice = 1 if first == second else 2  # an off-diagonal block stands for its transpose too
+        kernel_sum += twice * float((2 * t * (cosines - 1)).exp_().sum(dtype=torch.float64))
+        total += twice * float(cosines.clamp_min_(-2).sum(dtype=torch.float64)) + 2 * len(cosines) * (twice == 1)
+        top.add(cosines, first.start, second.start, symmetric=twice == 1)
+    pairs, cosines = top.exact(Z)
+    count = M * (M - 1)
+    return Separation(
+        delta=norm - nearest,
+        mean_cosine=total / count if count else math.nan,
+        loss=math.log(kernel_sum / count) if kernel_sum else math.nan,
+        pairs=pairs,
+        cosines=cosines,
+    )
+
+
+def nearest_delta(Z: UnitRows, sample: Tensor | None, block: int = 1024, progress: Progress | None = None) -> Tensor:
+    """Δ of some memories against all, or of all.
+
+    Args:
+        Z: unit features of M memories.
+        sample: int64 [m], the memories to measure; None measures all, each pair once.
+        block: rows of a block.
+        progress: told how much is done.
+
+    Returns:
+        Δ_μ, float64 [m] or [M]; infinite where M = 1.
+    """
+    if sample is None:
+        return separation(Z, closest=0, block=block, progress=progress).delta
+    parts = []
+    for part in blocks(len(sample), block):
+        left = Z[sample[part]]
+        nearest = torch.full((len(left),), -math.inf, dtype=torch.float64)
+        for rows in blocks(len(Z), block):
+            cosines = left @ Z[rows].T  # [m, n]
+            itself = sample[part].to(left.device)[:, None] == torch.arange(rows.start, rows.stop, device=left.device)
+            nearest = torch.maximum(nearest, cosines.masked_fill(itself, -math.inf).amax(1).double().cpu())
+        parts.append(left.square().sum(1).double().cpu() - nearest)
+        if progress:
+            progress(part.stop, len(sample))
+    return torch.cat(parts)
+
+
+def _gram_blocks(Z: UnitRows, size: int, progress: Progress | None) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The blocks of Z Zᵀ on and above the diagonal.
+
+    Yields:
+        Both ranges of rows and the block [m, n], free to be changed.
+    """
+    M, done = len(Z), 0
+    for first in blocks(M, size):
+        left = Z[first]
+        for second in blocks(M, size):
+            if second.start >= first.start:
+                right = left if second == first else Z[second]
+                yield first, second, left @ right.T
+                done += len(left) * len(right) * (1 if second == first else 2)
+                if progress:
+                    progress(done, M * M)
+
+
+class _ClosestPairs:
+    """The k pairs of largest cosine seen so far."""
+
+    def __init__(self, k: int) -> None:
+        self.k = k
+        self.cosines = torch.empty(0)
+        self.pairs = torch.empty(0, 2, dtype=torch.int64)
+
+    def add(self, cosines: Tensor, row: int, column: int, *, symmetric: bool) -> None:
+        """Take in a block [m, n] whose corner is pair (row, column)."""
+        if not self.k or (len(self.cosines) == self.k and cosines.max() <= self.cosines[-1]):
+            return
+        if symmetric:
+            cosines = cosines.triu(1) + torch.full_like(cosines, -2).tril()
+        values, places = cosines.flatten().topk(min(self.k, cosines.numel()))
+        pairs = torch.stack([places // cosines.shape[1] + row, places % cosines.shape[1] + column], 1).cpu()
+        keep = values.cpu() > -1.5
+        values, pairs = torch.cat([self.cosines, values.cpu()[keep]]), torch.cat([self.pairs, pairs[keep]])
+        order = values.sort(descending=True, stable=True).indices[: self.k]
+        self.cosines, self.pairs = values[order], pairs[order]
+
+    def exact(self, Z: UnitRows) -> tuple[Tensor, Tensor]:
+        """The pairs with their cosines anew in float64, by ‖z_μ − z_ν‖: near 1 the product has lost the angle.
+
+        Returns:
+            Pairs [k, 2] and cosines [k], closest first.
+        """
+        if not len(self.pairs):
+            return self.pairs, self.cosines.double()
+        A, B = (Z[side.contiguous()].double().cpu() for side in self.pairs.unbind(1))
+        norms = A.norm(dim=1) * B.norm(dim=1)
+        A, B = (side / side.norm(dim=1, keepdim=True).clamp_min(1e-300) for side in (A, B))
+        cosines = torch.where(norms > 0, 1 - (A - B).square().sum(1) / 2, 0)
+        order = cosines.sort(descending=True, stable=True).indices
+        return self.pairs[order], cosines[order]

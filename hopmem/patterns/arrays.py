@@ -1,0 +1,210 @@
+"""Arrays on disk: .npy, .npz, .safetensors, .pt and idx/ubyte, read without ever unpickling, and written."""
+
+import gzip
+import math
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors import safe_open as open_safetensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hopmem.errors import InvalidDataError, UnreadableError
+from hopmem.patterns.source import Form, Loaded, Reading, guess_layout, pixel_scale
+
+IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+GZIP_MAGIC = b"\x1f\x8b"
+
+
+def load_array(path: Path, kind: str, reading: Reading) -> Loaded:
+    """Read an array file as rows.
+
+    Args:
+        path: the file.
+        kind: npy, npz, safetensors, pt or idx.
+        reading: the key, and the layout where the shape leaves a doubt.
+
+    Returns:
+        Its rows, memory-mapped where the format allows it.
+
+    Raises:
+        InvalidDataError: no array of numbers with at least one row of at least one entry.
+    """
+    array, key = _READERS[kind](path, reading.key)
+    if array.ndim == 0 or array.numel() == 0:
+        raise InvalidDataError(path, "an array [N, ...] with N ≥ 1 rows", f"shape {list(array.shape)}")
+    if array.is_complex():
+        raise InvalidDataError(path, "real numbers", str(array.dtype).removeprefix("torch."))
+    shape = tuple(array.shape[1:]) or (1,)
+    layout = guess_layout(shape, reading.layout)
+    return Loaded(
+        stored=array.reshape(len(array), -1),
+        shape=shape,
+        form=Form(kind, key=key),
+        scale=pixel_scale(array.dtype, layout),
+        layout=layout,
+    )
+
+
+def save_array(path: Path, kind: str, array: Tensor, key: str | None) -> None:
+    """Write an array [N, ...] as `kind`."""
+    key, array = key or "patterns", array.contiguous()
+    if kind == "npy":
+        with path.open("wb") as file:
+            np.save(file, _numpy(array), allow_pickle=False)
+    elif kind == "npz":
+        with path.open("wb") as file:
+            np.savez_compressed(file, **{key: _numpy(array)})  # type: ignore[arg-type]  # the stub forgets **kwds
+    elif kind == "safetensors":
+        save_file({key: array}, path)
+    elif kind == "pt":
+        torch.save(array if key == "patterns" else {key: array}, path)
+    else:
+        _save_idx(path, _numpy(array))
+
+
+def _numpy(array: Tensor) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
+    """A tensor as NumPy holds it; bfloat16, which it lacks, becomes float32.
+
+    Returns:
+        The array.
+    """
+    return np.asarray((array.float() if array.dtype == torch.bfloat16 else array).numpy())
+
+
+def _tensor(path: Path, array: object) -> Tensor:
+    """A NumPy array as a tensor.
+
+    Returns:
+        The tensor, sharing memory where the types allow it.
+
+    Raises:
+        InvalidDataError: the entries are no numbers.
+    """
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buifc":
+        raise InvalidDataError(path, "an array of numbers", f"type {getattr(array, 'dtype', type(array).__name__)}")
+    kind, width = array.dtype.kind, array.dtype.itemsize
+    if kind == "u" and width > 2:
+        # torch computes with no unsigned type wider than 16 bits
+        array = array.astype(np.int64 if width == 4 else np.float64)
+    elif width > 8 and kind == "f":
+        array = array.astype(np.float64)
+    elif not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(array if array.flags.c_contiguous else np.ascontiguousarray(array))
+
+
+def _read_npy(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+    try:
+        # Copy-on-write, because torch warns of arrays that it could not write to.
+        array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (ValueError, OSError, EOFError, SyntaxError) as error:
+        if "pickle" in str(error) or "Object" in str(error) or "object" in str(error):
+            raise InvalidDataError(
+                path, "an array of numbers", "one that needs pickle, which could run code"
+            ) from error
+        raise UnreadableError(path, "a NumPy .npy file", error) from error
+    return _tensor(path, array), None
+
+
+def _read_npz(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            key = _choose(path, list(archive.files), key)
+            return _tensor(path, archive[key]), key
+    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
+        if "pickle" in str(error) or "Object" in str(error):
+            raise InvalidDataError(
+                path, "an array of numbers", "one that needs pickle, which could run code"
+            ) from error
+        raise UnreadableError(path, "a NumPy .npz file", error) from error
+
+
+def _read_safetensors(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+    try:
+        with open_safetensors(path, framework="pt") as file:
+            key = _choose(path, list(file.keys()), key)
+            tensor: Tensor = file.get_tensor(key)
+            return tensor, key
+    except (SafetensorError, OSError) as error:
+        raise UnreadableError(path, "a safetensors file", error) from error
+
+
+def _read_pt(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InvalidDataError(
+            path, "a tensor or a dictionary of tensors", "something that needs full pickle, which could run code"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+        raise UnreadableError(path, "a torch file", error) from error
+    if isinstance(content, dict):
+        key = _choose(path, [str(each) for each in content], key)
+        content = content[key]
+    else:
+        key = None
+    if not isinstance(content, Tensor) or content.layout != torch.strided:
+        raise InvalidDataError(path, "a dense tensor", type(content).__name__)
+    return content.detach(), key
+
+
+def _read_idx(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+    try:
+        with path.open("rb") as plain:
+            opener = gzip.open if plain.read(2) == GZIP_MAGIC else open
+        with opener(path, "rb") as file:
+            raw = file.read()
+    except (OSError, EOFError) as error:
+        raise UnreadableError(path, "an idx file", error) from error
+    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES or len(raw) < 4 + 4 * raw[3]:
+        raise UnreadableError(
+            path, "an idx file (two zero bytes, a type, the number of axes)", raw[:4].hex(" ") or "nothing"
+        )
+    axes, dtype = raw[3], np.dtype(IDX_TYPES[raw[2]])
+    shape = struct.unpack(f">{axes}I", raw[4 : 4 + 4 * axes])
+    body = len(raw) - 4 - 4 * axes
+    if body != math.prod(shape) * dtype.itemsize:
+        raise UnreadableError(
+            path, f"{math.prod(shape) * dtype.itemsize} bytes for shape {list(shape)}", f"{body} bytes"
+        )
+    array = np.frombuffer(raw, dtype, offset=4 + 4 * axes).reshape(shape)
+    return _tensor(path, array.astype(dtype.newbyteorder("="))), None
+
+
+def _save_idx(path: Path, array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> None:
+    code = next((code for code, name in IDX_TYPES.items() if np.dtype(name) == array.dtype.newbyteorder(">")), 0x0D)
+    raw = bytes([0, 0, code, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    raw += array.astype(IDX_TYPES[code]).tobytes()
+    path.write_bytes(gzip.compress(raw, mtime=0) if path.suffix == ".gz" else raw)
+
+
+def _choose(path: Path, keys: list[str], key: str | None) -> str:
+    """The array that is meant.
+
+    Returns:
+        `key`, or the only key there is.
+
+    Raises:
+        InvalidDataError: no such key, or several and none named.
+    """
+    found = ", ".join(keys[:8]) + (", …" if len(keys) > 8 else "") if keys else "no array"
+    if key is None and len(keys) != 1:
+        raise InvalidDataError(path, "one array, or --key KEY to choose", found)
+    if key is not None and key not in keys:
+        raise InvalidDataError(path, f"an array named {key!r}", found)
+    return keys[0] if key is None else key
+
+
+_READERS = {
+    "npy": _read_npy,
+    "npz": _read_npz,
+    "safetensors": _read_safetensors,
+    "pt": _read_pt,
+    "idx": _read_idx,
+}

@@ -1,0 +1,352 @@
+"""Which reader reads a source and which writer writes an answer."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+import torch
+from torch import Tensor
+
+from hopmem.atomic import refuse_overwrite, replacing
+from hopmem.errors import InvalidDataError, MissingInputError, UnreadableError, UsageError
+from hopmem.patterns.arrays import load_array, save_array
+from hopmem.patterns.images import find_images, load_images, save_image
+from hopmem.patterns.source import IMAGE_SUFFIXES, Form, Layout, Loaded, Reading, Skipped, safe_name
+from hopmem.patterns.tables import load_table, save_table
+
+KINDS = {
+    ".npy": "npy",
+    ".npz": "npz",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".safetensors": "safetensors",
+    ".pt": "pt",
+    ".pth": "pt",
+    ".idx": "idx",
+}
+SUFFIXES = {
+    "npy": ".npy",
+    "npz": ".npz",
+    "csv": ".csv",
+    "tsv": ".tsv",
+    "safetensors": ".safetensors",
+    "pt": ".pt",
+    "idx": ".idx",
+    "image": ".png",
+}
+MAGIC = {
+    b"\x93NUMPY": "npy",
+    b"\x89PNG": "image",
+    b"\xff\xd8\xff": "image",
+    b"GIF8": "image",
+    b"BM": "image",
+    b"RIFF": "image",
+    b"II*\0": "image",
+    b"MM\0*": "image",
+    b"P5": "image",
+    b"\x1f\x8b": "idx",
+    b"\0\0\x08": "idx",
+    b"PK": "npz",
+}
+EXPECTED = "an array (.npy .npz .safetensors .pt .idx -ubyte), a table (.csv .tsv), an image or a folder of images"
+CHECKED_AT_ONCE = 1 << 24  # entries looked at for NaN at a time
+
+
+def kind_of(path: Path) -> str | None:
+    """The kind of file that a name stands for.
+
+    Returns:
+        npy, npz, csv, tsv, safetensors, pt, idx or image; None where the suffix says nothing, as for a folder.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    inner = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
+    bare = path.name.lower().removesuffix(".gz")
+    if bare.endswith(("-ubyte", ".idx")) or "-idx" in bare:
+        return "idx"
+    if inner in IMAGE_SUFFIXES:
+        return "image"
+    return None if suffixes[-1:] == [".gz"] else KINDS.get(inner)
+
+
+def load(sources: Sequence[str], reading: Reading) -> Loaded:
+    """Read one or more sources as rows of one shape.
+
+    Args:
+        sources: paths; `-` is standard input.
+        reading: how.
+
+    Returns:
+        All rows, one source after another; unusable rows are left out and recorded where that was asked for.
+
+    Raises:
+        InvalidDataError: the sources differ in shape.
+    """
+    several = sum(Path(source).is_dir() for source in sources) > 1
+    parts = []
+    for group in _groups(sources):
+        part = _checked(_load_group(group, reading, prefix=several), group[0], reading)
+        parts.append(part)
+    for group, part in zip(_groups(sources), parts, strict=True):
+        if part.shape != parts[0].shape:
+            raise InvalidDataError(
+                group[0], f"rows of shape {list(parts[0].shape)} as in {sources[0]}", list(part.shape)
+            )
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def save(
+    target: str,
+    kind: str,
+    array: Tensor,
+    form: Form,
+    names: Sequence[str],
+    layout: Layout | None,
+    *,
+    scale: float,
+    force: bool,
+) -> None:
+    """Write answers as `kind`.
+
+    Args:
+        target: a path, or `-` for standard output.
+        kind: as of `kind_of`, or folder.
+        array: rows [N, ...] in the units and the type that the file shall hold.
+        form: what the queries looked like.
+        names: of the queries.
+        layout: of the rows, where they are images.
+        scale: what one unit of `array` is worth; an image's pixels run from 0 to 1.
+        force: whether files may be replaced.
+    """
+    if kind == "folder":
+        for path, row, place in zip(targets(target, kind, form, names), array, range(len(array)), strict=True):
+            with replacing(path, force=force) as temporary:
+                _save_picture(temporary, row, layout, scale, form, place)
+        return
+    with ExitStack() as stack:
+        if target == "-":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            path = folder / f"answers{SUFFIXES[kind]}"
+        else:
+            path = stack.enter_context(replacing(Path(target), force=force))
+        if kind == "image":
+            _save_picture(path, array[0], layout, scale, form, 0)
+        elif kind in {"csv", "tsv"}:
+            save_table(path, kind, array, form, list(names))
+        else:
+            save_array(path, kind, array, form.key)
+        if target == "-":
+            with path.open("rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+
+
+def targets(target: str, kind: str, form: Form, names: Sequence[str]) -> list[Path]:
+    """The files that `save` will write.
+
+    Args:
+        target: where to.
+        kind: as of `kind_of`, or folder.
+        form: what the queries looked like.
+        names: of the queries.
+
+    Returns:
+        One path, or one for each query of a folder, all below it; none for standard output.
+
+    Raises:
+        InvalidDataError: two queries would write one file.
+    """
+    if target == "-":
+        return []
+    if kind != "folder":
+        return [Path(target)]
+    names = [image.name for image in form.images] or [f"{name}.png" for name in names]
+    seen: dict[PurePosixPath, str] = {}
+    for name in names:
+        inside = PurePosixPath(*(part for part in PurePosixPath(name).parts if part not in {"..", "/"}))
+        if inside in seen:
+            raise InvalidDataError(
+                target, "a file for each query", f"{name!r} and {seen[inside]!r}, which would write one"
+            )
+        seen[inside] = name
+    return [Path(target, inside) for inside in seen]
+
+
+def refuse_existing(paths: Sequence[Path], *, force: bool) -> None:
+    """Stop before any work where an answer would overwrite a file."""
+    for path in paths:
+        refuse_overwrite(path, force=force)
+
+
+def _groups(sources: Sequence[str]) -> list[list[str]]:
+    """Runs of single images, which are read together, and every other source alone.
+
+    Returns:
+        The groups, in order.
+    """
+    groups: list[list[str]] = []
+    for source in sources:
+        single = source != "-" and kind_of(Path(source)) == "image" and not Path(source).is_dir()
+        if single and groups and groups[-1][0] != "-" and kind_of(Path(groups[-1][0])) == "image":
+            groups[-1].append(source)
+        else:
+            groups.append([source])
+    return groups
+
+
+def _load_group(group: list[str], reading: Reading, *, prefix: bool) -> Loaded:
+    """Read one source, or a run of single images.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        InvalidDataError: a folder without an image.
+        MissingInputError: nothing there.
+        UnreadableError: a kind that is not known.
+    """
+    if group == ["-"]:
+        return _load_stdin(reading)
+    path = Path(group[0])
+    if path.is_dir():
+        files, others = find_images(path)
+        if not files:
+            raise InvalidDataError(path, "at least one image in the folder", f"{others} files of other kinds")
+        above = path.resolve().name + "/" if prefix else ""
+        names = [above + file.relative_to(path).as_posix() for file in files]
+        loaded = load_images(files, names, "folder", reading)
+        note = (f"{path}: {others} files that are no images were passed over",) if others else ()
+        return replace(loaded, notes=(*loaded.notes, *note))
+    kind = kind_of(path)
+    if kind == "image":
+        files = [Path(source) for source in group]
+        return load_images(
+            files, [safe_name(file) for file in files], "image" if len(files) == 1 else "folder", reading
+        )
+    if not path.exists():
+        raise MissingInputError(path, EXPECTED)
+    if kind is None:
+        raise UnreadableError(
+            path, EXPECTED, f"the suffix {path.suffix!r}" if path.suffix else "a name without a suffix"
+        )
+    return _load_file(path, kind, reading)
+
+
+def _load_file(path: Path, kind: str, reading: Reading) -> Loaded:
+    return load_table(path, kind, reading) if kind in {"csv", "tsv"} else load_array(path, kind, reading)
+
+
+def _load_stdin(reading: Reading) -> Loaded:
+    """Read standard input through a temporary file, since every reader wants to seek.
+
+    Returns:
+        Its rows.
+
+    Raises:
+        InvalidDataError: nothing came.
+        UsageError: the kind is neither given nor plain from the first bytes.
+    """
+    raw = sys.stdin.buffer.read()
+    if not raw:
+        raise InvalidDataError("standard input", "data", "nothing")
+    kind = reading.format or next((kind for magic, kind in MAGIC.items() if raw.startswith(magic)), None)
+    if kind is None:
+        raise UsageError(
+            "standard input: expected --format KIND (csv, npy, ...), found data that does not tell its kind"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"stdin{SUFFIXES[kind]}")
+        path.write_bytes(raw)
+        return (
+            load_images([path], ["stdin.png"], "image", reading) if kind == "image" else _load_file(path, kind, reading)
+        )
+
+
+def _checked(loaded: Loaded, source: str, reading: Reading) -> Loaded:
+    """Find NaN and infinities: unknown entries in queries, else mistakes.
+
+    Returns:
+        The rows that can be used, with what is unknown set to 0 and marked.
+
+    Raises:
+        InvalidDataError: an unusable row, and rows are not to be skipped (or none is left).
+    """
+    if not loaded.stored.is_floating_point():
+        return loaded
+    stored, known = loaded.stored, loaded.known
+    bad: dict[int, str] = {}
+    step = max(1, CHECKED_AT_ONCE // stored.shape[1])
+    for start in range(0, len(stored), step):
+        block = stored[start : start + step]
+        unknown, infinite = block.isnan(), block.isinf()
+        if bool(unknown.any()) and reading.partial:
+            if known is None:
+                known, stored = torch.ones(stored.shape, dtype=torch.bool), stored.clone()
+            known[start : start + step] &= ~unknown
+            stored[start : start + step] = block.masked_fill(unknown, 0)
+            unknown = torch.zeros_like(unknown)
+        for row in (unknown | infinite).any(1).nonzero()[:, 0].tolist():
+            bad[start + row] = "an infinity" if bool(infinite[row].any()) else "NaN"
+    loaded = replace(loaded, stored=stored, known=known)
+    if not bad:
+        return loaded
+    first = min(bad)
+    if reading.on_bad == "error" or len(bad) == len(stored):
+        raise InvalidDataError(f"{source}, row {_name(loaded, first)}", "finite numbers (or --on-bad skip)", bad[first])
+    good = torch.tensor([row for row in range(len(stored)) if row not in bad])
+    return loaded.take(good, [Skipped(_name(loaded, row), f"holds {found}") for row, found in bad.items()])
+
+
+def _name(loaded: Loaded, row: int) -> str:
+    return loaded.names[row] if loaded.names else str(row)
+
+
+def _joined(parts: list[Loaded]) -> Loaded:
+    """Rows of several sources one after another; types that differ meet in float32.
+
+    Returns:
+        All rows; numbered rows keep counting.
+    """
+    first = parts[0]
+    alike = all(part.stored.dtype == first.stored.dtype and part.scale == first.scale for part in parts)
+    rows = [part.stored if alike else part.stored.float() * part.scale for part in parts]
+    names: list[str] = []
+    for part in parts:
+        names += part.names or [str(len(names) + row) for row in range(len(part.stored))]
+    known = None
+    if any(part.known is not None for part in parts):
+        known = torch.cat(
+            [torch.ones_like(part.stored, dtype=torch.bool) if part.known is None else part.known for part in parts]
+        )
+    images = tuple(image for part in parts for image in part.form.images)
+    kind = "folder" if first.form.kind == "image" else first.form.kind
+    return Loaded(
+        stored=torch.cat(rows),
+        shape=first.shape,
+        form=replace(first.form, kind=kind, images=images if len(images) == len(names) else ()),
+        scale=first.scale if alike else 1.0,
+        layout=first.layout,
+        names=tuple(names) if any(part.names for part in parts) else None,
+        known=known,
+        skipped=tuple(skip for part in parts for skip in part.skipped),
+        notes=tuple(note for part in parts for note in part.notes),
+    )
+
+
+def _save_picture(path: Path, row: Tensor, layout: Layout | None, scale: float, form: Form, place: int) -> None:
+    """Write one row as an image like the query's, or as a plain one where the query was none.
+
+    Raises:
+        UsageError: the rows are no images.
+    """
+    if layout is None:
+        raise UsageError(f"{path}: expected rows that are images to write an image, found shape {list(row.shape)}")
+    pixels = row.float() * scale
+    pixels = pixels.permute(1, 2, 0) if layout == "CHW" else pixels
+    height, width = pixels.shape[:2]
+    image = form.images[place] if form.images else None
+    mode = image.mode if image else "L" if pixels.ndim == 2 or pixels.shape[2] == 1 else "RGB"
+    save_image(path, pixels, mode, image.size if image else (width, height))

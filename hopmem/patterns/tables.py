@@ -1,0 +1,159 @@
+"""Tables of numbers: .csv and .tsv, with or without a header and a column of names."""
+
+import csv
+import math
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hopmem.errors import InvalidDataError, UnreadableError
+from hopmem.patterns.source import Form, Loaded, Reading, Skipped
+
+DELIMITERS = {"csv": ",", "tsv": "\t"}
+UNKNOWN = frozenset({"", "nan", "na", "n/a", "null", "none", "?"})  # cells that hold no number, in lower case
+
+
+def load_table(path: Path, kind: str, reading: Reading) -> Loaded:
+    """Read a table, a pattern in each row; empty cells and NA are NaN.
+
+    A first row with a cell that is no number is the header.
+
+    Args:
+        path: the file, in UTF-8.
+        kind: csv or tsv.
+        reading: the id column, and what an unusable row does.
+
+    Returns:
+        Its rows, float32.
+
+    Raises:
+        InvalidDataError: no rows, rows of different lengths, or a cell that is no number.
+        UnreadableError: not a text file in UTF-8.
+    """
+    try:
+        rows = [(number, row) for number, row in _rows(path, kind) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UnreadableError(path, "a table in UTF-8", error) from error
+    header = _header(rows, reading.id_column)
+    body = rows[1:] if header else rows
+    if not body:
+        raise InvalidDataError(path, "at least one row of numbers", "none")
+    id_column = _id_column(path, header, len(rows[0][1]), reading.id_column)
+    width = len(rows[0][1])
+    values, names, skipped = [], [], []
+    for number, row in body:
+        try:
+            values.append(_numbers(f"{path}, line {number}", row, width, id_column, kind))
+            names.append(row[id_column] if id_column is not None else str(number - body[0][0]))
+        except InvalidDataError as error:
+            if reading.on_bad == "error":
+                raise
+            skipped.append(Skipped(f"line {number}", str(error)))
+    if not values:
+        raise InvalidDataError(path, "at least one row of numbers", f"{len(skipped)} rows, none of them usable")
+    stored = torch.from_numpy(np.array(values, dtype=np.float64)).float()
+    if stored.shape[1] == 0:
+        raise InvalidDataError(path, "at least one column of numbers beside the id column", "none")
+    return Loaded(
+        stored=stored,
+        shape=(stored.shape[1],),
+        form=Form(kind, header=header, id_column=id_column),
+        names=tuple(names) if id_column is not None or skipped else None,
+        skipped=tuple(skipped),
+    )
+
+
+def save_table(path: Path, kind: str, array: Tensor, form: Form, names: list[str]) -> None:
+    """Write rows [N, ...] as a table, with the header and the id column that the queries had."""
+    rows = array.reshape(len(array), -1)
+    width = rows.shape[1] + (form.id_column is not None)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter=DELIMITERS[kind], lineterminator="\n")
+        if form.header and len(form.header) == width:
+            writer.writerow(form.header)
+        for name, row in zip(names, rows, strict=True):
+            cells = [format(value, ".9g") for value in row.tolist()]
+            if form.id_column is not None:
+                cells.insert(form.id_column, name)
+            writer.writerow(cells)
+
+
+def _rows(path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
+    """The cells of each line.
+
+    Yields:
+        Line numbers from 1, and their cells.
+    """
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, delimiter=DELIMITERS[kind], strict=True)
+        for row in reader:
+            yield reader.line_num, [cell.strip() for cell in row]
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return cell.lower() in UNKNOWN
+    return True
+
+
+def _header(rows: list[tuple[int, list[str]]], id_column: str | None) -> tuple[str, ...] | None:
+    """The first row, where it holds a cell that is no number and is no name of a row either.
+
+    Returns:
+        The header's cells, or None.
+    """
+    if not rows:
+        return None
+    first = rows[0][1]
+    words = [place for place, cell in enumerate(first) if not _is_number(cell)]
+    if id_column is not None and id_column.isdigit() and id_column not in first:
+        words = [place for place in words if place != int(id_column)]
+    return tuple(first) if words else None
+
+
+def _id_column(path: Path, header: tuple[str, ...] | None, width: int, wanted: str | None) -> int | None:
+    """The place of the id column.
+
+    Returns:
+        Its number, or None where there is none.
+
+    Raises:
+        InvalidDataError: no such column.
+    """
+    if wanted is None:
+        return None
+    if header and wanted in header:
+        return header.index(wanted)
+    if wanted.isdigit() and int(wanted) < width:
+        return int(wanted)
+    found = ", ".join(islice(header, 8)) if header else f"{width} columns without a header"
+    raise InvalidDataError(path, f"a column {wanted!r}", found)
+
+
+def _numbers(where: str, row: list[str], width: int, id_column: int | None, kind: str) -> list[float]:
+    """The numbers of one row.
+
+    Returns:
+        One for each column but the id column.
+
+    Raises:
+        InvalidDataError: too few or too many cells, or one that is no number.
+    """
+    if len(row) != width:
+        raise InvalidDataError(where, f"{width} cells, as in the first row", f"{len(row)}")
+    numbers = []
+    for place, cell in enumerate(row):
+        if place != id_column:
+            if not _is_number(cell):
+                hint = "a number" if id_column is not None else "a number (--id-column names a column of names)"
+                raise InvalidDataError(
+                    f"{where}, column {place}", f"{hint}, cells separated by {DELIMITERS[kind]!r}", cell
+                )
+            numbers.append(math.nan if cell.lower() in UNKNOWN else float(cell))
+    return numbers

@@ -1,0 +1,21 @@
+"""Store, optimize, retrieve and inspect: files in, result out."""
+
+from hopmem.pipeline.inspect import inspect
+from hopmem.pipeline.optimize import OptimizeResult, optimize
+from hopmem.pipeline.outcome import Machine, Outcome, Picture
+from hopmem.pipeline.retrieve import Match, RetrieveResult, retrieve
+from hopmem.pipeline.store import StoreResult, store
+
+__all__ = [
+    "Machine",
+    "Match",
+    "OptimizeResult",
+    "Outcome",
+    "Picture",
+    "RetrieveResult",
+    "StoreResult",
+    "inspect",
+    "optimize",
+    "retrieve",
+    "store",
+]

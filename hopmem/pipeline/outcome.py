@@ -1,0 +1,46 @@
+"""What every verb hands to the report: a result, and what has to be said beside it."""
+
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from hopmem.devices import DEFAULT_BUDGET
+from hopmem.patterns import Skipped
+from hopmem.verbs.work import Watch
+
+ResultT = TypeVar("ResultT")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the work runs on, and who watches it."""
+
+    device: str = "auto"
+    seed: int = 0
+    budget: int = DEFAULT_BUDGET  # bytes of working memory for a block
+    watch: Watch | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One query beside its answer, for a contact sheet."""
+
+    query: Tensor  # [H, W] or [H, W, C], 0 to 1
+    known: Tensor | None  # bool [H, W] or [H, W, C]
+    answer: Tensor  # as the query
+    stored: Tensor  # the pattern of the largest weight
+    name: str
+    match: str | None
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[ResultT]):
+    """A result, and what has to be said beside it."""
+
+    result: ResultT
+    device: str
+    warnings: list[str] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)

@@ -1,0 +1,287 @@
+"""Retrieve: queries → patterns → answers, back in the kind of the queries."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hopmem import verbs
+from hopmem.atomic import refuse_overwrite
+from hopmem.bank import MemoryBank
+from hopmem.devices import memory_errors, resolve
+from hopmem.errors import InvalidDataError, UsageError
+from hopmem.patterns import Form, Layout, Loaded, Reading, Skipped, kind_of, load, save, targets
+from hopmem.pipeline.outcome import Machine, Outcome, Picture
+from hopmem.pipeline.store import fitting
+
+
+@dataclass(frozen=True)
+class Match:
+    """The answer to one query."""
+
+    query: str
+    match: str | None  # None where it was rejected
+    index: int
+    confidence: float
+    margin: float
+    support: int
+    state: str
+    steps: int
+    converged: bool
+    energy: float
+    top: list[dict[str, Any]] = field(default_factory=list)  # the memories of the largest weights, where asked for
+
+
+@dataclass(frozen=True)
+class RetrieveResult:
+    """What came back."""
+
+    alpha: float
+    beta: float
+    steps: int  # the most that any query took
+    results: list[Match]
+
+
+def retrieve(
+    bank_path: str,
+    queries: Sequence[str],
+    output: str | None,
+    reading: Reading,
+    machine: Machine,
+    *,
+    mask: str | None = None,
+    missing: float | None = None,
+    pictures: bool = False,
+    force: bool = False,
+    **options: Any,
+) -> Outcome[RetrieveResult]:
+    """Retrieve a stored pattern for each query, and write the answers in the kind of the queries.
+
+    Args:
+        bank_path: the bank.
+        queries: files and folders; `-` is standard input.
+        output: where the answers go; None writes none.
+        reading: how queries are read.
+        machine: what the work runs on.
+        mask: a source that is not zero where an entry is unknown: one row for all queries, or one for each.
+        missing: a value, in the units of the file, that marks an unknown entry.
+        pictures: whether to keep what a contact sheet shows.
+        force: whether outputs may be replaced.
+        **options: of `verbs.retrieve`.
+
+    Returns:
+        What came back.
+    """
+    bank = MemoryBank.load(bank_path)
+    device = str(resolve(machine.device))
+    with memory_errors():
+        read = _queries(queries, bank, reading, mask, missing)
+        kind = None if output is None else _output_kind(output, read, bank)
+        names = list(read.names or (str(row) for row in range(len(read.stored))))
+        for path in [] if output is None or kind is None else targets(output, kind, read.form, names):
+            refuse_overwrite(path, force=force)
+        asked = read.in_layout(bank.layout)
+        X = asked.stored.float() * _query_scale(asked, bank)
+        X = X if asked.known is None else X.masked_fill(~asked.known, torch.nan)
+        answer = verbs.retrieve(bank, X, device=device, budget=machine.budget, watch=machine.watch, **options)
+        if output is not None and kind is not None:
+            _save_answers(answer.patterns, output, kind, read, bank, names, force=force)
+    result = RetrieveResult(answer.alpha, answer.beta, int(answer.steps.max()), _matches(answer, names, bank))
+    repeats = [f"beta {answer.beta:.6g}: {answer.beta_source}"] if "repeat" in answer.beta_source else []
+    shown = _pictures(X, asked.known, answer, bank, names) if pictures else []
+    return Outcome(result, device, [*read.notes, *repeats], list(read.skipped), shown)
+
+
+def _queries(
+    queries: Sequence[str], bank: MemoryBank, reading: Reading, mask: str | None, missing: float | None
+) -> Loaded:
+    """Read queries as the bank holds its patterns, and mark what is unknown of them.
+
+    Returns:
+        The queries; those of which nothing is known are left out where that was asked for.
+
+    Raises:
+        InvalidDataError: another shape than the bank's, or nothing known of a query.
+    """
+    loaded = load(queries, replace(fitting(reading, bank), partial=True))
+    if loaded.stored.shape[1] != bank.dimension:
+        expected = f"rows of {bank.dimension} entries, shape {list(bank.shape)}, as in the bank"
+        raise InvalidDataError(queries[0], expected, f"{loaded.stored.shape[1]}, shape {list(loaded.shape)}")
+    known = torch.ones_like(loaded.stored, dtype=torch.bool) if loaded.known is None else loaded.known
+    if missing is not None:
+        known = known & (loaded.stored != missing)
+    if mask is not None:
+        known = known & ~_hidden(mask, loaded)
+    loaded = replace(loaded, known=None if bool(known.all()) else known)
+    empty = (~known.any(1)).nonzero()[:, 0].tolist()
+    if not empty:
+        return loaded
+    names = loaded.names or tuple(str(row) for row in range(len(known)))
+    if reading.on_bad == "error" or len(empty) == len(known):
+        raise InvalidDataError(f"{queries[0]}, query {names[empty[0]]}", "at least one known entry", "none")
+    kept = known.any(1).nonzero()[:, 0]
+    return loaded.take(kept, [Skipped(names[row], "no entry is known") for row in empty])
+
+
+def _hidden(mask: str, loaded: Loaded) -> Tensor:
+    """Which entries a mask hides; a grey mask hides all channels of a pixel.
+
+    Returns:
+        bool, [1 or B, d].
+
+    Raises:
+        InvalidDataError: a mask of another shape.
+    """
+    B, d = loaded.stored.shape
+    rows = load([mask], Reading()).stored
+    if rows.numel() == d and rows.shape[1] != d:
+        rows = rows.reshape(1, d)  # one array of a pattern's own shape
+    hidden = rows.float() != 0
+    if loaded.layout in {"HWC", "CHW"} and hidden.shape[1] * 3 == d:
+        pixels = hidden[:, :, None].expand(-1, -1, 3) if loaded.layout == "HWC" else hidden[:, None].expand(-1, 3, -1)
+        hidden = pixels.reshape(len(hidden), d)
+    if hidden.shape[1] != d or len(hidden) not in {1, B}:
+        raise InvalidDataError(mask, f"a mask [{d}] for all queries or [{B}, {d}], one for each", list(hidden.shape))
+    return hidden
+
+
+def _query_scale(loaded: Loaded, bank: MemoryBank) -> float:
+    """What a query's unit is worth: queries of the bank's own integer type are in its units.
+
+    Returns:
+        The scale.
+    """
+    same = loaded.stored.dtype == bank.patterns.dtype and not bank.patterns.is_floating_point()
+    return bank.scale if same else loaded.scale
+
+
+def _output_kind(output: str, loaded: Loaded, bank: MemoryBank) -> str:
+    """The kind of file that answers go to: that of the queries unless the name says otherwise.
+
+    Returns:
+        A kind of `patterns.save`.
+
+    Raises:
+        UsageError: a name that does not suit the answers.
+    """
+    layout = bank.layout if bank.values is None else bank.values_layout
+    if output == "-":
+        kind = "npy" if loaded.form.kind == "folder" else loaded.form.kind
+    else:
+        kind = ("folder" if Path(output).is_dir() else kind_of(Path(output))) or "folder"
+    if kind in {"image", "folder"} and layout is None:
+        raise UsageError(
+            f"-o {output}: expected a name ending in .npy, .csv or the like, since the answers are no images"
+        )
+    if kind == "image" and len(loaded.stored) > 1:
+        raise UsageError(
+            f"-o {output}: expected a folder or an array file for {len(loaded.stored)} answers, found one image"
+        )
+    return kind
+
+
+def _save_answers(
+    patterns: Tensor, output: str, kind: str, read: Loaded, bank: MemoryBank, names: list[str], *, force: bool
+) -> None:
+    """Write answers in the units, the type and the layout of the queries, or of the values."""
+    picture = kind in {"image", "folder"}
+    if bank.values is not None:
+        dtype, scale, shape, layout = bank.values.dtype, bank.values_scale, bank.values_shape or (), bank.values_layout
+    elif picture:
+        dtype, scale, shape, layout = bank.patterns.dtype, bank.scale, bank.shape, bank.layout
+    else:
+        dtype, scale, shape, layout = read.stored.dtype, _query_scale(read, bank), read.shape, read.layout
+        patterns = _turned(patterns, bank.shape, bank.layout, layout)
+        if bank.patterns.is_floating_point() and not dtype.is_floating_point:
+            dtype = torch.float32  # a mean of real patterns is no whole number
+    # Pixels keep their full precision until they are written, in the depth of each file.
+    array, scale = (patterns, 1.0) if picture else (_in_units(patterns, scale, dtype), scale)
+    save(output, kind, array.reshape(len(array), *shape), read.form, names, layout, scale=scale, force=force)
+
+
+def _turned(patterns: Tensor, shape: tuple[int, ...], layout: Layout | None, wanted: Layout | None) -> Tensor:
+    """Rows of colour images with their axes in another order.
+
+    Returns:
+        Rows in the layout `wanted`.
+    """
+    return Loaded(patterns, shape, Form("npy"), layout=layout).in_layout(wanted).stored
+
+
+def _in_units(patterns: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Answers in stored units; whole numbers are rounded and kept in their range.
+
+    Returns:
+        Rows of type `dtype`.
+    """
+    values = patterns.double() / scale
+    if dtype == torch.bool:
+        return values > 0.5
+    if not dtype.is_floating_point:
+        limits = torch.iinfo(dtype)
+        values = values.round().clamp(limits.min, limits.max)
+    return values.to(dtype)
+
+
+def _matches(answer: verbs.Answer, names: list[str], bank: MemoryBank) -> list[Match]:
+    """Answers as records.
+
+    Returns:
+        One for each query.
+    """
+    several = answer.top_index.shape[1] > 1
+    matches = []
+    for row, (indices, weights) in enumerate(zip(answer.top_index.tolist(), answer.top_weight.tolist(), strict=True)):
+        best = [{"match": bank.names[m], "index": m, "weight": w} for m, w in zip(indices, weights, strict=True)]
+        matches.append(
+            Match(
+                query=names[row],
+                match=answer.match[row],
+                index=int(answer.index[row]),
+                confidence=float(answer.confidence[row]),
+                margin=float(answer.margin[row]),
+                support=int(answer.support[row]),
+                state=answer.state[row],
+                steps=int(answer.steps[row]),
+                converged=bool(answer.converged[row]),
+                energy=float(answer.energy[row]),
+                top=best if several else [],
+            )
+        )
+    return matches
+
+
+def _pictures(
+    X: Tensor, known: Tensor | None, answer: verbs.Answer, bank: MemoryBank, names: list[str]
+) -> list[Picture]:
+    """What a contact sheet shows, the least sure answers first.
+
+    Returns:
+        A picture for each query.
+
+    Raises:
+        UsageError: the patterns are no images.
+    """
+    if bank.layout is None or bank.values is not None:
+        raise UsageError("--plot: expected a bank of images that returns its patterns, found rows of numbers or values")
+
+    def image(row: Tensor) -> Tensor:
+        pixels = row.reshape(bank.shape)
+        return pixels.permute(1, 2, 0) if bank.layout == "CHW" else pixels
+
+    stored = bank.rows()[answer.index]
+    return [
+        Picture(
+            query=image(X[row].nan_to_num(0)),
+            known=None if known is None else image(known[row]),
+            answer=image(answer.patterns[row]),
+            stored=image(stored[row]),
+            name=names[row],
+            match=answer.match[row],
+            confidence=float(answer.confidence[row]),
+        )
+        for row in answer.confidence.argsort(stable=True).tolist()
+    ]

@@ -1,0 +1,226 @@
+"""Store: files → patterns → bank."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hopmem.atomic import refuse_overwrite
+from hopmem.bank import MemoryBank
+from hopmem.devices import memory_errors, resolve
+from hopmem.errors import InvalidDataError
+from hopmem.patterns import Loaded, Reading, load
+from hopmem.pipeline.outcome import Machine, Outcome
+from hopmem.verbs.work import pair_block, stage
+
+DTYPES = {name: getattr(torch, name) for name in ("uint8", "float16", "bfloat16", "float32", "float64")}
+WORTH_LEARNING = 0.9  # a map whose separation falls below this share should be learned again
+
+
+@dataclass(frozen=True)
+class StoreResult:
+    """What was stored."""
+
+    bank: str
+    patterns: int
+    dimension: int
+    shape: list[int]
+    dtype: str
+    duplicates: list[list[str]]  # groups of equal patterns, by name
+    bytes: int
+
+
+def store(
+    sources: Sequence[str],
+    output: str,
+    reading: Reading,
+    machine: Machine,
+    *,
+    values: str | None = None,
+    dtype: str | None = None,
+    append: bool = False,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Outcome[StoreResult]:
+    """Store patterns from files in a bank.
+
+    Args:
+        sources: files and folders; `-` is standard input.
+        output: the bank.
+        reading: how sources are read.
+        machine: what the work runs on.
+        values: a source with a row for each pattern, returned instead of the pattern.
+        dtype: the type to store in; None keeps the source's.
+        append: add to the bank that stands there.
+        force: replace it.
+        dry_run: count, but write nothing.
+
+    Returns:
+        What was (or would be) stored.
+    """
+    path = Path(output)
+    if not append and not dry_run:
+        refuse_overwrite(path, force=force)
+    with memory_errors():
+        old = MemoryBank.load(path) if append and path.exists() else None
+        device = resolve(machine.device)
+        loaded = load(sources, reading if old is None else fitting(reading, old))
+        paired = None if values is None else load([values], replace(reading, key=None, id_column=None))
+        new = _bank_of(_cast(loaded, dtype), paired, reading, first=0 if old is None else len(old))
+        bank = replace(new if old is None else _appended(old, new, sources[0]), tuning=None)
+        warnings = [*loaded.notes, *_name_warnings(bank)]
+        if not dry_run:
+            block = pair_block(max(bank.dimension, bank.feature_dimension), machine.budget)
+            bank = replace(bank, seed=machine.seed).tuned(device, block, stage(machine.watch, "measuring"))
+            warnings += [] if old is None else _append_warnings(old, bank)
+            bank.save(path, force=force or append)
+        result = StoreResult(
+            bank=output,
+            patterns=len(bank),
+            dimension=bank.dimension,
+            shape=list(bank.shape),
+            dtype=str(bank.patterns.dtype).removeprefix("torch."),
+            duplicates=[[bank.names[row] for row in group] for group in bank.duplicates],
+            bytes=path.stat().st_size if not dry_run else _bytes(bank),
+        )
+    return Outcome(result, str(device), warnings, list(loaded.skipped))
+
+
+def fitting(reading: Reading, bank: MemoryBank) -> Reading:
+    """Read images as the bank holds them.
+
+    Returns:
+        The reading with the bank's mode and, where it resized its images, their size.
+    """
+    return replace(reading, mode=reading.mode or bank.mode, size=reading.size or bank.resized)
+
+
+def _cast(loaded: Loaded, dtype: str | None) -> Loaded:
+    """Rows in another type; floats from 0 to 1 become 8 bits as images do.
+
+    Returns:
+        The rows.
+
+    Raises:
+        InvalidDataError: values that the type can't hold.
+    """
+    if dtype is None or DTYPES[dtype] == loaded.stored.dtype:
+        return loaded
+    values = loaded.stored.double() * loaded.scale
+    if dtype == "uint8":
+        if float(values.min()) < 0 or float(values.max()) > 1:
+            raise InvalidDataError(
+                "--dtype uint8", "values from 0 to 1", f"{float(values.min()):g} to {float(values.max()):g}"
+            )
+        return replace(loaded, stored=(values * 255).round().to(torch.uint8), scale=1 / 255)
+    stored = values.to(DTYPES[dtype])
+    if not bool(stored.isfinite().all()):
+        raise InvalidDataError(f"--dtype {dtype}", "values that it can hold", f"up to {float(values.abs().max()):g}")
+    return replace(loaded, stored=stored, scale=1.0)
+
+
+def _bank_of(loaded: Loaded, values: Loaded | None, reading: Reading, first: int) -> MemoryBank:
+    """A raw bank of what was read; numbered rows are numbered from `first`.
+
+    Returns:
+        The bank, not yet tuned.
+
+    Raises:
+        InvalidDataError: not a value for each pattern.
+    """
+    M = len(loaded.stored)
+    if values is not None and len(values.stored) != M:
+        raise InvalidDataError("--values", f"{M} rows, one for each pattern", len(values.stored))
+    return MemoryBank(
+        patterns=loaded.stored,
+        names=loaded.names or tuple(str(first + row) for row in range(M)),
+        shape=loaded.shape,
+        scale=loaded.scale,
+        layout=loaded.layout,
+        resized=reading.size,
+        values=None if values is None else values.stored,
+        values_shape=None if values is None else values.shape,
+        values_scale=1.0 if values is None else values.scale,
+        values_layout=None if values is None else values.layout,
+    )
+
+
+def _appended(old: MemoryBank, new: MemoryBank, source: str) -> MemoryBank:
+    """The old bank with new patterns behind its own: rows keep their numbers, the map is kept and applied.
+
+    Returns:
+        The bank of both.
+
+    Raises:
+        InvalidDataError: patterns or values of another shape or type.
+    """
+    if new.shape != old.shape:
+        raise InvalidDataError(source, f"patterns of shape {list(old.shape)} as in the bank", list(new.shape))
+    patterns = _like(new.patterns, new.scale, old.patterns, old.scale, source)
+    values = None
+    if (old.values is None) != (new.values is None) or old.values_shape != new.values_shape:
+        raise InvalidDataError("--values", f"values of shape {old.values_shape} as in the bank", new.values_shape)
+    if old.values is not None and new.values is not None:
+        values = torch.cat([old.values, _like(new.values, new.values_scale, old.values, old.values_scale, "--values")])
+    features = None
+    if old.features is not None:
+        more = replace(old, patterns=patterns, features=None).memory()
+        features = torch.cat([old.features, more[slice(0, len(new))]])
+    return replace(
+        old,
+        patterns=torch.cat([old.patterns, patterns]),
+        names=old.names + new.names,
+        values=values,
+        features=features,
+    )
+
+
+def _like(rows: Tensor, scale: float, kept: Tensor, kept_scale: float, source: str) -> Tensor:
+    """New rows in the type and the units of the bank's.
+
+    Returns:
+        The rows.
+
+    Raises:
+        InvalidDataError: whole numbers can't hold them.
+    """
+    if rows.dtype == kept.dtype:
+        return rows
+    if not kept.is_floating_point():
+        raise InvalidDataError(source, f"{kept.dtype} as in the bank".removeprefix("torch."), rows.dtype)
+    return (rows.double() * (scale / kept_scale)).to(kept.dtype)
+
+
+def _name_warnings(bank: MemoryBank) -> list[str]:
+    repeated = [name for name, count in Counter(bank.names).items() if count > 1]
+    return [f"{len(repeated)} names stand for more than one pattern, {repeated[0]!r} first"] if repeated else []
+
+
+def _append_warnings(old: MemoryBank, bank: MemoryBank) -> list[str]:
+    """Say what the new patterns did to the separation, and whether to optimize again.
+
+    Returns:
+        At most one warning.
+    """
+    if old.tuning is None or bank.tuning is None or not bank.tuning.delta < old.tuning.delta:
+        return []
+    before, after = old.tuning.delta, bank.tuning.delta
+    fall = f"the new patterns lower the separation by {1 - after / before:.1%} ({bank.tuning.source}: {before:.4g} → {after:.4g})"
+    if bank.phi.W is None:
+        return [fall]
+    advice = "run hopmem optimize again" if after < WORTH_LEARNING * before else "no need to optimize again yet"
+    return [f"{fall}; the map was learned without them: {advice}"]
+
+
+def _bytes(bank: MemoryBank) -> int:
+    """What a bank would take, but for the few hundred bytes of its header.
+
+    Returns:
+        Bytes.
+    """
+    tensors = (bank.patterns, bank.features, bank.values, bank.phi.W, bank.phi.b)
+    names = sum(len(name.encode("utf-8", "surrogateescape")) + 8 for name in bank.names)
+    return names + sum(tensor.nbytes for tensor in tensors if tensor is not None)

@@ -1,0 +1,265 @@
+"""Result → rich table | JSON, and progress on stderr."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hopmem import __version__
+from hopmem.pipeline import OptimizeResult, Outcome, RetrieveResult, StoreResult
+from hopmem.verbs import Inspection
+from hopmem.verbs.work import Watch
+
+ROWS_SHOWN = 20  # of the answers; all of them are in --json and --ndjson
+STARTED = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a result is shown."""
+
+    as_json: bool = False
+    quiet: bool = False
+    data_on_stdout: bool = False  # answers go to stdout, so the table goes to stderr
+
+
+@contextmanager
+def watching(*, quiet: bool) -> Iterator[Watch | None]:
+    """A progress bar with ETA for each stage of the work, on stderr, where a person looks.
+
+    Yields:
+        What the work reports to, or None where nobody looks.
+    """
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description:>16}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def watch(label: str, done: int, total: int) -> None:
+            if label not in tasks:
+                tasks[label] = bar.add_task(label, total=total)
+            bar.update(tasks[label], completed=done, total=total)
+
+        yield watch
+
+
+def show(outcome: Outcome[Any], verb: str, style: Style) -> None:
+    """Print a result: JSON on stdout, or a table there (on stderr where stdout holds data)."""
+    errors = Console(stderr=True, soft_wrap=True)
+    for line in [] if style.quiet else outcome.warnings:
+        errors.print(f"[yellow]warning:[/] {escape(_printable(line))}", highlight=False)
+    for skip in [] if style.quiet else outcome.skipped:
+        errors.print(f"[yellow]skipped:[/] {escape(_printable(f'{skip.name}: {skip.reason}'))}", highlight=False)
+    if style.as_json:
+        print(json.dumps(to_json(outcome, verb)))  # noqa: T201 # the one place that prints
+    elif not style.quiet:
+        console = Console(stderr=style.data_on_stdout)
+        for table in tables(outcome.result):
+            console.print(table)
+
+
+def show_lines(outcome: Outcome[RetrieveResult]) -> None:
+    """Print each answer as a line of JSON on stdout."""
+    for match in asdict(outcome.result)["results"]:
+        print(json.dumps(_plain(_without_empty_top(match))))  # noqa: T201 # the one place that prints
+
+
+def to_json(outcome: Outcome[Any], verb: str) -> dict[str, Any]:
+    """A result as JSON: the keys of the contract.
+
+    Returns:
+        Plain values; what is not finite is null.
+    """
+    result = asdict(outcome.result)
+    if isinstance(outcome.result, RetrieveResult):
+        result["results"] = [_without_empty_top(match) for match in result["results"]]
+    shared = {
+        "schema": f"hopmem.{verb}/1",
+        "version": __version__,
+        "device": outcome.device,
+        "seconds": round(time.monotonic() - STARTED, 3),
+        "warnings": outcome.warnings,
+        "skipped": [asdict(skip) for skip in outcome.skipped],
+    }
+    plain: dict[str, Any] = _plain(shared | result)
+    return plain
+
+
+def tables(result: Any) -> list[Table]:
+    """A result as tables for a person.
+
+    Returns:
+        One or more tables.
+    """
+    if isinstance(result, StoreResult):
+        return [_store_table(result)]
+    if isinstance(result, OptimizeResult):
+        return [_optimize_table(result)]
+    if isinstance(result, RetrieveResult):
+        return [_retrieve_table(result)]
+    return _inspect_tables(result)
+
+
+def _store_table(result: StoreResult) -> Table:
+    table = _facts("stored")
+    table.add_row("bank", escape(result.bank))
+    table.add_row("patterns", f"{result.patterns:,} of shape {_times(result.shape)}, {result.dtype}")
+    table.add_row("size", _bytes(result.bytes))
+    table.add_row("duplicates", _groups(result.duplicates))
+    return table
+
+
+def _optimize_table(result: OptimizeResult) -> Table:
+    table = Table(title=f"{result.objective} map, {result.feature_dimension} features, {result.steps} steps")
+    for heading in ("", "raw", "learned"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    table.add_row("loss", *(_number(result.loss[key]) for key in ("first", "last")))
+    for key in ("max_cosine", "min_angle_degrees", "mean_cosine"):
+        table.add_row(key.replace("_", " "), *(_number(result.separation[side][key]) for side in ("raw", "learned")))
+    return table
+
+
+def _retrieve_table(result: RetrieveResult) -> Table:
+    table = Table(title=f"{len(result.results):,} queries, α {result.alpha:g}, β {result.beta:.6g}")
+    table.add_column("query", overflow="fold")
+    table.add_column("match", overflow="fold")
+    for heading in ("confidence", "margin", "state"):
+        table.add_column(heading, justify="right")
+    for match in result.results[:ROWS_SHOWN]:
+        name = "[red]rejected[/]" if match.match is None else escape(_printable(match.match))
+        table.add_row(
+            escape(_printable(match.query)), name, f"{match.confidence:.4f}", f"{match.margin:.4f}", match.state
+        )
+    if len(result.results) > ROWS_SHOWN:
+        table.caption = f"{len(result.results) - ROWS_SHOWN:,} more; --json and --ndjson give all of them"
+    return table
+
+
+def _inspect_tables(result: Inspection) -> list[Table]:
+    facts = _facts("bank")
+    facts.add_row("patterns", f"{result.patterns:,} of shape {_times(result.shape)}")
+    facts.add_row("feature map", f"{result.objective}, {result.feature_dimension} features")
+    facts.add_row("duplicates", _groups(result.duplicates))
+    sizes = ", ".join(f"{count} in {size}" for size, count in result.metastable.items() if count)
+    facts.add_row("patterns by size of state", sizes)
+    return [facts, _separation_table(result), _bounds_table(result), _pairs_table(result)]
+
+
+def _separation_table(result: Inspection) -> Table:
+    sides = {name: report for name, report in result.separation.items() if report is not None}
+    table = Table("separation", *sides, title="Δ = 1 − largest cosine to another pattern")
+    for heading, key in (
+        ("smallest Δ", "min"),
+        ("mean Δ", "mean"),
+        ("largest cosine", "max_cosine"),
+        ("smallest angle (degrees)", "min_angle_degrees"),
+        ("radius R", "radius"),
+    ):
+        table.add_row(heading, *(_number(getattr(report, key)) for report in sides.values()))
+    for q in next(iter(sides.values())).quantiles or {}:
+        values = [(report.quantiles or {})[q] for report in sides.values()]
+        table.add_row(f"Δ, {float(q) * 100:g} % quantile", *(_number(value) for value in values))
+    return table
+
+
+def _bounds_table(result: Inspection) -> Table:
+    bounds = result.bounds
+    table = _facts("bounds")
+    table.add_row("best possible smallest Δ", f"{_number(bounds.lower)} to {_number(bounds.upper)}")
+    table.add_row(
+        "error, Lemma 1 as published", "void" if bounds.lemma1_error is None else _number(bounds.lemma1_error)
+    )
+    table.add_row("error, sharp bound at R/2", _number(bounds.error))
+    table.add_row("β that suffices", _number(bounds.beta_for_error))
+    table.add_row("guaranteed radius", _number(bounds.guaranteed_radius))
+    table.add_row("exact fixed points", f"{100 * bounds.exact_fraction:.1f} %")
+    return table
+
+
+def _pairs_table(result: Inspection) -> Table:
+    table = Table(title="closest pairs")
+    table.add_column("a", overflow="fold")
+    table.add_column("b", overflow="fold")
+    table.add_column("cosine", justify="right")
+    for pair in result.closest_pairs:
+        table.add_row(escape(_printable(pair.a)), escape(_printable(pair.b)), f"{pair.cosine:.6f}")
+    return table
+
+
+def _facts(heading: str) -> Table:
+    table = Table(heading, "", show_header=True)
+    table.columns[1].overflow = "fold"
+    return table
+
+
+def _groups(groups: list[list[str]]) -> str:
+    """Groups of names in a line.
+
+    Returns:
+        The first few, and how many there are.
+    """
+    if not groups:
+        return "none"
+    shown = "; ".join(
+        " = ".join(_printable(name) for name in group[:4]) + (" = …" if len(group) > 4 else "") for group in groups[:5]
+    )
+    return escape(f"{len(groups)}: {shown}" + ("; …" if len(groups) > 5 else ""))
+
+
+def _printable(text: str) -> str:
+    """A name or a message that can't upset the terminal.
+
+    Returns:
+        The text with control characters and lone surrogates escaped.
+    """
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
+    encoding = sys.stdout.encoding or "utf-8"
+    return shown.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None or not math.isfinite(value) else f"{value:.6g}"
+
+
+def _times(shape: list[int]) -> str:
+    return " × ".join(map(str, shape))
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count:,} bytes"
+
+
+def _without_empty_top(match: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the list of the next best memories where it was not asked for.
+
+    Returns:
+        The record.
+    """
+    return match if match["top"] else {key: value for key, value in match.items() if key != "top"}
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON can hold.
+
+    Returns:
+        The value, with null for what is not finite and lone surrogates escaped.
+    """
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -1,0 +1,204 @@
+"""Inspect: how well separated a bank is, and what it can promise."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hopmem.bank import MemoryBank
+from hopmem.devices import DEFAULT_BUDGET, resolve
+from hopmem.errors import UsageError
+from hopmem.model import bounds
+from hopmem.model.separation import Separation, separation
+from hopmem.verbs.retrieve import Answer, retrieve
+from hopmem.verbs.work import Watch, pair_block, stage
+
+QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
+SELF_TEST = 1000  # patterns that are put to the bank as queries, to see whether they are told apart
+LARGEST_SIZE = 10  # metastable states of more memories are counted together
+
+
+@dataclass(frozen=True)
+class SeparationReport:
+    """Δ and angles of one set of unit features; None where one pattern has no neighbour."""
+
+    min: float | None  # smallest Δ_μ
+    mean: float | None  # mean Δ_μ
+    quantiles: dict[str, float] | None  # of Δ_μ
+    max_cosine: float | None  # of the closest pair
+    min_angle_degrees: float | None  # of the closest pair
+    radius: float | None  # R_Φ = ½ min δ_μν
+
+
+@dataclass(frozen=True)
+class BoundsReport:
+    """What theory promises of the bank as it is; None where it says nothing."""
+
+    lower: float | None  # least that the best Δ_min of M points in D dimensions can be (U-Hop+, Prop. 3.1)
+    upper: float | None  # most that it can be
+    lemma1_error: float | None  # Lemma 1 as published at the bank's β; None where it overflows
+    error: float | None  # the sharp bound at the bank's β and r = R_Φ/2
+    beta_for_error: float | None  # the β that suffices for the wanted error at r = R_Φ/2
+    guaranteed_radius: float  # the largest r at which the sharp bound keeps the wanted error at the bank's β
+    exact_fraction: float  # share of patterns that are exact fixed points (Theorem 2); 0 at α = 1
+
+
+@dataclass(frozen=True)
+class ClosePair:
+    """Two patterns that lie close in the map that is in force."""
+
+    a: str
+    b: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The statistics of a bank."""
+
+    patterns: int
+    dimension: int
+    shape: list[int]
+    feature_dimension: int
+    objective: str
+    separation: dict[Literal["raw", "learned"], SeparationReport | None]
+    bounds: BoundsReport
+    closest_pairs: list[ClosePair]
+    duplicates: list[list[str]]
+    metastable: dict[str, int]  # stored patterns as queries: how many memories share the answer
+
+
+def inspect(
+    bank: MemoryBank,
+    *,
+    closest: int = 10,
+    error: float = 1e-3,
+    alpha: float | None = None,
+    beta: float | Literal["auto"] = "auto",
+    device: str = "cpu",
+    budget: int = DEFAULT_BUDGET,
+    watch: Watch | None = None,
+) -> Inspection:
+    """Measure the separation of a bank and evaluate the bounds on it, all in blocks.
+
+    Args:
+        bank: any bank.
+        closest: how many of the closest pairs to name.
+        error: ε, the wanted error in feature space.
+        alpha: of Theorem 2 and the self-test; None takes the bank's.
+        beta: at which the bounds are evaluated; auto takes the bank's.
+        device: where to compute.
+        budget: bytes of working memory for a block.
+        watch: told what is being done, and how far it is.
+
+    Returns:
+        The statistics.
+
+    Raises:
+        UsageError: an option out of its range.
+    """
+    if closest < 0 or not 0 < error < math.inf:
+        raise UsageError(f"expected closest ≥ 0 and error > 0, found {closest} and {error}")
+    where = resolve(device)
+    block = pair_block(max(bank.dimension, bank.feature_dimension), budget)
+    is_raw = bank.phi.W is None
+    wanted = max(closest, 1)
+    raw = separation(bank.raw_memory(where), closest=wanted, block=block, progress=stage(watch, "measuring raw"))
+    learned = None
+    if not is_raw:
+        progress = stage(watch, "measuring learned")
+        learned = separation(bank.memory(where), closest=wanted, block=block, progress=progress)
+    in_force = learned or raw
+    answer = _self_test(bank, alpha, beta, device, budget)
+    return Inspection(
+        patterns=len(bank),
+        dimension=bank.dimension,
+        shape=list(bank.shape),
+        feature_dimension=bank.feature_dimension,
+        objective=bank.objective,
+        separation={"raw": _report(raw), "learned": None if learned is None else _report(learned)},
+        bounds=_bounds(bank, in_force, answer.alpha, answer.beta, error, where, budget, watch),
+        closest_pairs=[
+            ClosePair(bank.names[a], bank.names[b], cosine)
+            for (a, b), cosine in zip(in_force.pairs.tolist(), in_force.cosines.tolist(), strict=True)
+        ][:closest],
+        duplicates=[[bank.names[row] for row in group] for group in bank.duplicates],
+        metastable=_histogram(answer.support),
+    )
+
+
+def _report(measured: Separation) -> SeparationReport:
+    """Summarise Δ.
+
+    Returns:
+        The summary; all None for a single pattern.
+    """
+    if len(measured.delta) < 2:
+        return SeparationReport(None, None, None, None, None, None)
+    delta = measured.delta.sort().values
+    # torch.quantile takes at most 2²⁴ entries; the order statistics do as well.
+    places = [round(q * (len(delta) - 1)) for q in QUANTILES]
+    return SeparationReport(
+        min=float(delta[0]),
+        mean=float(delta.mean()),
+        quantiles={f"{q:g}": float(delta[place]) for q, place in zip(QUANTILES, places, strict=True)},
+        max_cosine=measured.max_cosine,
+        min_angle_degrees=measured.min_angle_degrees,
+        radius=measured.radius,
+    )
+
+
+def _bounds(
+    bank: MemoryBank,
+    measured: Separation,
+    alpha: float,
+    beta: float,
+    error: float,
+    device: torch.device,
+    budget: int,
+    watch: Watch | None,
+) -> BoundsReport:
+    """Evaluate every bound.
+
+    Returns:
+        The report.
+    """
+    M = len(bank)
+    lower, upper = bounds.spherical_code_bounds(M, bank.feature_dimension)
+    if M < 2:
+        return BoundsReport(None, None, None, None, None, bounds.FARTHEST, float(alpha > 1))
+    Z, delta_min = bank.memory(device), 1 - measured.max_cosine
+    published = bounds.lemma1_error(delta_min, measured.radius, M, beta)
+    return BoundsReport(
+        lower=lower if math.isfinite(lower) else None,
+        upper=upper if math.isfinite(upper) else None,
+        lemma1_error=published if math.isfinite(published) else None,
+        error=bounds.sharp_error(Z, measured.delta, beta, measured.radius / 2, budget, stage(watch, "bounding")),
+        beta_for_error=bounds.beta_for_error(delta_min, M, error) if delta_min > 0 else None,
+        guaranteed_radius=bounds.guaranteed_radius(Z, measured.delta, beta, error, budget, stage(watch, "bounding")),
+        exact_fraction=bounds.exact_fraction(measured.delta, alpha, beta),
+    )
+
+
+def _self_test(
+    bank: MemoryBank, alpha: float | None, beta: float | Literal["auto"], device: str, budget: int
+) -> Answer:
+    """Put stored patterns to the bank as queries.
+
+    Returns:
+        The answers to at most a thousand of them.
+    """
+    draw = torch.randperm(len(bank), generator=torch.Generator().manual_seed(bank.seed))[:SELF_TEST]
+    return retrieve(bank, bank.rows()[draw], alpha=alpha, beta=beta, device=device, budget=budget)
+
+
+def _histogram(support: Tensor) -> dict[str, int]:
+    """Count the sizes of metastable states.
+
+    Returns:
+        Counts by size: 0 to 10, and more.
+    """
+    counts = support.clamp_max(LARGEST_SIZE + 1).bincount(minlength=LARGEST_SIZE + 2).tolist()
+    return {str(size): count for size, count in enumerate(counts[:-1])} | {"more": counts[-1]}
