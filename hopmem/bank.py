@@ -103,7 +103,11 @@ class MemoryBank:
         )
 
     def __len__(self) -> int:
-        """The number of patterns M."""
+        """Count the patterns.
+
+        Returns:
+            M.
+        """
         return len(self.patterns)
 
     @property

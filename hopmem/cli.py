@@ -43,7 +43,7 @@ class HopmemGroup(TyperGroup):
         except typer.Exit:
             raise
         except CLICK_USAGE_ERROR as error:
-            self._end(ctx, f"{error.format_message()} (see --help)", UsageError.exit_code)  # type: ignore[attr-defined]  # click's
+            self._end(ctx, f"{error.format_message()} (see --help)", UsageError.exit_code)
         except HopmemError as error:
             self._end(ctx, str(error), error.exit_code)
         except KeyboardInterrupt:
@@ -192,9 +192,9 @@ def store(
     from hopmem import pipeline
 
     reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
-    options = {"values": values, "dtype": dtype, "append": append, "force": force, "dry_run": dry_run}
+    options: dict[str, Any] = {"values": values, "dtype": dtype, "append": append, "force": force, "dry_run": dry_run}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = pipeline.store(_all_sources(sources, files_from), output, reading, machine, **options)  # type: ignore[arg-type]  # mixed
+        outcome = pipeline.store(_all_sources(sources, files_from), output, reading, machine, **options)
     _finish(outcome, "store", as_json, quiet)
 
 
@@ -221,7 +221,12 @@ def optimize(
     """Learn the feature map that sets the patterns of a bank apart."""
     from hopmem import pipeline
 
-    options = {"objective": objective, "feature_dim": feature_dim, "steps": steps, "temperature": temperature}
+    options: dict[str, Any] = {
+        "objective": objective,
+        "feature_dim": feature_dim,
+        "steps": steps,
+        "temperature": temperature,
+    }
     options |= {"learning_rate": learning_rate, "batch_size": batch_size, "time_limit": time_limit}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
         outcome = pipeline.optimize(bank, output, machine, force=force, **options)
@@ -275,10 +280,17 @@ def retrieve(
     asked = _all_sources(queries, files_from)
     output = _answers_to(output, asked, as_json or ndjson)
     reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
-    options = {"alpha": alpha, "beta": beta, "steps": steps, "tolerance": tolerance, "snap": snap, "top": top}
+    options: dict[str, Any] = {
+        "alpha": alpha,
+        "beta": beta,
+        "steps": steps,
+        "tolerance": tolerance,
+        "snap": snap,
+        "top": top,
+    }
     options |= {"min_confidence": min_confidence, "mask": mask, "missing": missing, "pictures": plot is not None}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = pipeline.retrieve(bank, asked, output, reading, machine, force=force, **options)  # type: ignore[arg-type]  # mixed
+        outcome = pipeline.retrieve(bank, asked, output, reading, machine, force=force, **options)
     if plot is not None:
         _draw(outcome, plot, force)
     _finish(outcome, "retrieve", as_json, quiet, ndjson, output == "-")

@@ -52,7 +52,7 @@ def _caption(
     width: int,
 ) -> None:
     """Write the names and the confidence below three images."""
-    match = "rejected" if picture.match is None else f"→ {picture.match}"
+    match = "rejected" if picture.match is None else f"= {picture.match}"
     color = BAD if picture.match is None else INK
     for line, (text, ink) in enumerate(((picture.name, INK), (f"{match}  {picture.confidence:.3f}", color))):
         while len(text) > 4 and draw.textlength(text, font) > width:

@@ -1,7 +1,7 @@
 """The slow, literal equations in NumPy float64, one loop for each sum or maximum over the memories.
 
-The letters are those of `hopmem/model/__init__.py`. Nothing here is shared with the model: what it gets by Newton's method
-in the logarithm of the largest weight is a bisection on the threshold here, and what it gets in blocks is a loop over pairs.
+The letters are those of `hopmem/model/__init__.py`. Nothing here is shared with the model: what it gets by Newton's
+method in the logarithm of the largest weight is a bisection on the threshold here, and its blocks are a loop over pairs.
 """
 
 import math
@@ -123,7 +123,7 @@ def sharp_error(Z: ArrayLike, mu: int, beta: float, r: float) -> float:
 
 
 def guaranteed_radius(Z: ArrayLike, beta: float, error: float) -> float:
-    """The largest r in [0, 2] at which the sharp bound of every memory is at or under the error; 0 where there is none."""
+    """The largest r in [0, 2] at which the sharp bound of every memory is within the error; 0 where there is none."""
 
     def holds(r: float) -> bool:
         return all(sharp_error(Z, mu, beta, r) <= error for mu in range(len(real(Z))))

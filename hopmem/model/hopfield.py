@@ -130,7 +130,7 @@ def complete(
         return _by_blocks(len(X), len(memory), answer, dynamics, progress)
 
     # A learned map mixes the entries, so each set of known entries makes features of its own.
-    masks, group = torch.unique(known, dim=0, return_inverse=True)  # type: ignore[no-untyped-call]  # torch's
+    masks, group = torch.unique(known, dim=0, return_inverse=True)
     centre = memory.phi.centre()
     parts, order = [], []
     for number, mask in enumerate(masks):

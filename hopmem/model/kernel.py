@@ -111,7 +111,11 @@ class Patterns:
     columns: Tensor | None = None  # int64 [k]: the entries that are seen; None sees all
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Count the rows.
+
+        Returns:
+            M.
+        """
         return len(self.stored)
 
     @property
@@ -140,7 +144,11 @@ class Features:
     stored: Tensor | None = None  # [M, D] float32, where a learned map has left them
 
     def __len__(self) -> int:
-        """The number of memories M."""
+        """Count the memories.
+
+        Returns:
+            M.
+        """
         return len(self.patterns)
 
     @property

@@ -208,7 +208,8 @@ def _append_warnings(old: MemoryBank, bank: MemoryBank) -> list[str]:
     if old.tuning is None or bank.tuning is None or not bank.tuning.delta < old.tuning.delta:
         return []
     before, after = old.tuning.delta, bank.tuning.delta
-    fall = f"the new patterns lower the separation by {1 - after / before:.1%} ({bank.tuning.source}: {before:.4g} → {after:.4g})"
+    change = f"{bank.tuning.source}: {before:.4g} → {after:.4g}"
+    fall = f"the new patterns lower the separation by {1 - after / before:.1%} ({change})"
     if bank.phi.W is None:
         return [fall]
     advice = "run hopmem optimize again" if after < WORTH_LEARNING * before else "no need to optimize again yet"

@@ -1,6 +1,7 @@
 """Retrieval against the literal equations, the energy, Theorem 2, attention and nearest neighbours."""
 
 from dataclasses import fields, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -19,12 +20,13 @@ from tests.model import randn, units
 
 M, d, B = 40, 12, 9
 ALPHAS = [1.0, 1.5, 2.0, 3.0]
+IDENTITY = FeatureMap()
 LEARNED = FeatureMap(randn(8, d, seed=90), randn(8, seed=91))
 every_alpha = pytest.mark.parametrize("alpha", ALPHAS)
-every_map = pytest.mark.parametrize("phi", [FeatureMap(), LEARNED], ids=["identity", "learned"])
+every_map = pytest.mark.parametrize("phi", [IDENTITY, LEARNED], ids=["identity", "learned"])
 
 
-def bank(phi: FeatureMap = FeatureMap(), rows: int = M) -> Features:
+def bank(phi: FeatureMap = IDENTITY, rows: int = M) -> Features:
     return Features(Patterns(randn(rows, d)), phi)
 
 
@@ -128,7 +130,7 @@ def test_the_reported_energy_is_that_of_the_state_that_gave_the_weights(phi):
 
 
 @pytest.mark.parametrize("alpha", [1.1, 1.5, 2.0, 3.0])
-@pytest.mark.parametrize("phi", [FeatureMap(), LEARNED], ids=["identity", "learned"])
+@pytest.mark.parametrize("phi", [IDENTITY, LEARNED], ids=["identity", "learned"])
 def test_memories_are_retrieved_exactly_under_theorem_2(phi, alpha):
     memory = bank(phi)
     beta = 1.001 / (float(separation(memory).delta.min()) * (alpha - 1))
@@ -173,7 +175,7 @@ def test_the_exact_fraction_is_the_share_of_memories_with_one_hot_weights(beta, 
 def test_converged_queries_do_not_move_with_more_steps(alpha):
     memory, dynamics = bank(), Dynamics(alpha=alpha, beta=8, top=M, tolerance=1e-4)
     answers = [ask(memory, noisy(1.0), replace(dynamics, steps=steps)) for steps in (1, 2, 3, 5, 10, 30, 300)]
-    for now, later in zip(answers, answers[1:], strict=False):
+    for now, later in pairwise(answers):
         done = now.converged
         for each in fields(Retrieval):
             assert torch.equal(getattr(later, each.name)[done], getattr(now, each.name)[done])
@@ -199,7 +201,7 @@ def test_a_query_that_still_moves_has_not_converged():
 
 
 @every_map
-@every_alpha
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])  # beyond 2 the edge of the support magnifies float32's rounding
 @pytest.mark.parametrize("budget", [1, 10_000, 100_000])
 @pytest.mark.parametrize("partial", [False, True])
 def test_the_budget_never_changes_the_answers(partial, budget, alpha, phi):
@@ -207,6 +209,18 @@ def test_the_budget_never_changes_the_answers(partial, budget, alpha, phi):
     known = some_known() if partial else None
     expected = ask(memory, noisy(), dynamics, known)
     found = ask(memory, noisy(), replace(dynamics, budget=budget), known)
+    assert_same_answers(found, expected)
+
+
+@every_alpha
+@pytest.mark.parametrize("budget", [1, 10_000, 100_000])
+def test_the_budget_changes_no_choice_where_the_scores_are_exact(budget, alpha):
+    Xi, X = randn(200, 16).sign(), randn(B, 16, seed=1).sign()  # unit features of ±1/4: every product is exact
+    memory, dynamics = Features(Patterns(Xi)), Dynamics(alpha=alpha, beta=3, top=5)
+    expected = retrieve(X, memory, Xi, 16, dynamics)
+    found = retrieve(X, memory, Xi, 16, replace(dynamics, budget=budget))
+    assert torch.equal(found.index, expected.index)
+    assert torch.equal(found.support, expected.support)
     assert_same_answers(found, expected)
 
 

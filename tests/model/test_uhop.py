@@ -99,6 +99,23 @@ def test_a_shift_or_a_scale_of_all_memories_changes_no_feature():
         assert_close(gram(learn_average(Patterns(moved), SHORT).phi, moved), expected, atol=1e-3, rtol=0)
 
 
+def test_a_second_order_method_in_float64_finds_no_lower_loss_nearby():
+    Xi = randn(60, 10)
+    learned = learn_average(Patterns(Xi), Training(steps=100)).phi
+    centred = Xi.double() - Xi.double().mean(0)
+    W = learned.W.double().requires_grad_(True)
+    optimizer = torch.optim.LBFGS([W], max_iter=300, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = average_loss(unit(centred @ W.T), 2.0)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert loss_under(learned, Xi) == pytest.approx(float(closure().detach()), abs=1e-5)
+
+
 @pytest.mark.parametrize("batch_size", [16, 1024])
 def test_the_same_seed_gives_the_same_bits(batch_size):
     training = Training(steps=15, batch_size=batch_size, seed=7)
