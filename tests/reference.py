@@ -1,7 +1,7 @@
 """The slow, literal equations in NumPy float64, one loop for each sum or maximum over the memories.
 
 The letters are those of `hopmem/model/__init__.py`. Nothing here is shared with the model: what it gets by Newton's
-method in the logarithm of the largest weight is a bisection on the threshold here, and its blocks are a loop over pairs.
+method in the logarithm of the largest weight is a bisection on the threshold here, and its blocks are a loop.
 """
 
 import math

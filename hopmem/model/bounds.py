@@ -29,7 +29,9 @@ def lemma1_error(delta_min: float, radius: float, M: int, beta: float) -> float:
 
 
 def beta_for_error(delta: float, M: int, error: float) -> float:
-    """β = 2 ln((M−1) δ/ε) / Δ with δ² = 2Δ: the sharp bound at r = R_Φ/2 then is at most ε.
+    """β = max(2 ln((M−1) δ/ε), 2/3) / Δ with δ² = 2Δ: the sharp bound at r = R_Φ/2 then is at most ε.
+
+    At r = δ/4 a memory at the distance δ adds δ e^{−βΔ/2}; from β = 2/(3Δ) on, one that lies further adds less.
 
     Args:
         delta: Δ_min > 0.
@@ -37,12 +39,12 @@ def beta_for_error(delta: float, M: int, error: float) -> float:
         error: the wanted ε > 0, in feature space.
 
     Returns:
-        A sufficient β, at least 1.
+        A sufficient β.
 
     >>> round(beta_for_error(delta=2.0, M=2, error=1e-3), 3)
     7.601
     """
-    return max(1.0, 2 * math.log(max(1.0, (M - 1) * math.sqrt(2 * delta) / error)) / delta)
+    return max(2 * math.log((M - 1) * math.sqrt(2 * delta) / error), 2 / 3) / delta
 
 
 def exact_fraction(delta: Tensor, alpha: float, beta: float) -> float:
@@ -93,7 +95,7 @@ def sharp_error(
 
     def raise_worst(distance: Tensor) -> None:
         nonlocal worst
-        worst = max(worst, float(_error(distance, beta, torch.tensor(r)).max()))
+        worst = max(worst, float(_error(distance, beta, _double(r)).max()))
 
     def settled(delta_mu: Tensor) -> Tensor:
         return _crude_error(delta_mu, len(Z), beta, r) <= worst
@@ -122,7 +124,7 @@ def guaranteed_radius(
 
     def lower_radius(distance: Tensor) -> None:
         nonlocal radius
-        over = _error(distance, beta, torch.tensor(radius)) > error
+        over = _error(distance, beta, _double(radius)) > error
         if bool(over.any()):
             radius = min(radius, float(_largest_radius(distance[over], beta, error).min()))
 
@@ -162,10 +164,18 @@ def _distances(Z: UnitRows, chosen: Tensor, size: int) -> Tensor:
     Returns:
         Distances [m, M], float64; zero on the memory itself.
     """
-    left, M = Z[chosen], len(Z)
-    squared = torch.cat([2 - 2 * (left @ Z[rows].T).double().cpu() for rows in blocks(M, max(size, 256))], dim=1)
+    left, M = Z[chosen].double(), len(Z)
+    parts = []
+    for rows in blocks(M, max(size, 256)):
+        right = Z[rows].double()  # in float32 the distance of two copies would be the root of its rounding, 5e-4
+        parts.append(left.square().sum(1)[:, None] + right.square().sum(1) - 2 * (left @ right.T))
+    squared = torch.cat(parts, dim=1).cpu()
     squared[torch.arange(len(chosen)), chosen] = 0
     return squared.clamp_min_(0).sqrt_()
+
+
+def _double(r: float) -> Tensor:
+    return torch.tensor(r, dtype=torch.float64)
 
 
 def _error(distance: Tensor, beta: float, r: Tensor) -> Tensor:
@@ -187,7 +197,7 @@ def _crude_error(delta: Tensor, M: int, beta: float, r: float) -> Tensor:
     """
     peak = (r + math.sqrt(r * r + 4 / max(beta, 1e-300))) / 2
     worst = (2 * delta).clamp_min(0).sqrt().clamp_min(peak)[:, None]
-    return (M - 1) * _error(worst, beta, torch.tensor(r))
+    return (M - 1) * _error(worst, beta, _double(r))
 
 
 def _largest_radius(distance: Tensor, beta: float, error: float) -> Tensor:

@@ -124,8 +124,8 @@ def complete(
     if memory.phi.W is None:
 
         def answer(rows: slice) -> Retrieval:
-            S = known_scores(X[rows], known[rows], memory, dynamics.budget)
-            return _read(S, readout, width, dynamics)
+            Y = unit(torch.where(known[rows], X[rows], 0))
+            return _read(Y, known_scores(Y, known[rows], memory, dynamics.budget), readout, width, dynamics)
 
         return _by_blocks(len(X), len(memory), answer, dynamics, progress)
 
@@ -160,7 +160,7 @@ def _complete_alike(
     Y = unit(seen.phi(X))
 
     def answer(rows: slice) -> Retrieval:
-        return _read(scores(Y[rows], seen, dynamics.budget), readout, width, dynamics)
+        return _read(Y[rows], scores(Y[rows], seen, dynamics.budget), readout, width, dynamics)
 
     return _by_blocks(len(X), len(memory), answer, dynamics, None)
 
@@ -188,14 +188,14 @@ def _settle(Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamic
     return _summary(S, P, energy(Y_last, S, P, dynamics), steps, converged, readout, width, dynamics)
 
 
-def _read(S: Tensor, readout: RowBlocks, width: int, dynamics: Dynamics) -> Retrieval:
-    """Answer from scores of clamped unit states.
+def _read(Y: Tensor, S: Tensor, readout: RowBlocks, width: int, dynamics: Dynamics) -> Retrieval:
+    """Answer from the scores of clamped states.
 
     Returns:
         The answers of the block, after one update each.
     """
     P = entmax(dynamics.beta * S, dynamics.alpha)
-    E = 0.5 - conjugate(dynamics.beta * S, P, dynamics.alpha) / max(dynamics.beta, 1e-30)
+    E = energy(Y, S, P, dynamics)
     once = torch.ones(len(S), dtype=torch.int64, device=S.device)
     return _summary(S, P, E, once, once.bool(), readout, width, dynamics)
 

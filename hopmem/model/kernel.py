@@ -63,7 +63,9 @@ class FeatureMap:
         Returns:
             Their features, not normalised [N, D].
         """
-        return U if self.W is None else linear(U, self.W, self.b)
+        if self.W is None:
+            return U if self.b is None else U + self.b
+        return linear(U, self.W, self.b)
 
     def to(self, device: torch.device) -> "FeatureMap":
         """Move the map.

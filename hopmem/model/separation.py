@@ -29,7 +29,7 @@ class Separation:
 
     delta: Tensor  # [M] Δ_μ, float64
     mean_cosine: float  # over the pairs μ ≠ ν; nan where M = 1
-    loss: float  # Definition 4 at the inverse width that was asked for
+    loss: float  # Definition 4 at the inverse width that was asked for; nan where none was
     pairs: Tensor  # [k, 2] the closest pairs, int64, closest first
     cosines: Tensor  # [k] of those pairs, float64
 
@@ -41,12 +41,12 @@ class Separation:
     @property
     def min_angle_degrees(self) -> float:
         """Angle of the closest pair in degrees; nan where M = 1."""
-        return math.degrees(math.acos(max(-1.0, min(1.0, self.max_cosine))))
+        return math.nan if len(self.delta) < 2 else math.degrees(math.acos(max(-1.0, min(1.0, self.max_cosine))))
 
     @property
     def radius(self) -> float:
         """R_Φ = ½ min δ_μν, with δ² = 2 Δ on unit features; nan where M = 1."""
-        return math.sqrt(max(0.0, 2 * (1 - self.max_cosine))) / 2
+        return math.nan if len(self.delta) < 2 else math.sqrt(max(0.0, 2 * (1 - self.max_cosine))) / 2
 
 
 def average_loss(Z: Tensor, t: float) -> Tensor:
@@ -69,13 +69,13 @@ def average_loss(Z: Tensor, t: float) -> Tensor:
 
 
 def separation(
-    Z: UnitRows, *, t: float = 2.0, closest: int = 1, block: int = 1024, progress: Progress | None = None
+    Z: UnitRows, *, t: float | None = None, closest: int = 1, block: int = 1024, progress: Progress | None = None
 ) -> Separation:
     """Measure every pair of memories once, in blocks of the Gram matrix.
 
     Args:
         Z: unit features of M memories (zero rows are allowed: they lie at right angles to all).
-        t: inverse width of the average loss.
+        t: inverse width of the average loss; None leaves it out.
         closest: how many of the closest pairs to name.
         block: rows of a block; memory is O(block² + block·D), whatever M.
         progress: told how many of the pairs are done.
@@ -86,7 +86,7 @@ def separation(
     M = len(Z)
     nearest = torch.full((M,), -math.inf, dtype=torch.float64)
     norm = torch.zeros(M, dtype=torch.float64)
-    total, kernel_sum = 0.0, 0.0
+    total, log_kernel_sum = 0.0, -math.inf
     top = _ClosestPairs(closest)
     for first, second, cosines in _gram_blocks(Z, block, progress):
         if first == second:
@@ -95,7 +95,8 @@ def separation(
         nearest[first] = torch.maximum(nearest[first], cosines.amax(1).double().cpu())
         nearest[second] = torch.maximum(nearest[second], cosines.amax(0).double().cpu())
         twice = 1 if first == second else 2  # an off-diagonal block stands for its transpose too
-        kernel_sum += twice * float((2 * t * (cosines - 1)).exp_().sum(dtype=torch.float64))
+        if t is not None:
+            log_kernel_sum = _log_add(log_kernel_sum, math.log(twice) + _log_kernel_sum(cosines, t))
         total += twice * float(cosines.clamp_min_(-2).sum(dtype=torch.float64)) + 2 * len(cosines) * (twice == 1)
         top.add(cosines, first.start, second.start, symmetric=twice == 1)
     pairs, cosines = top.exact(Z)
@@ -103,7 +104,7 @@ def separation(
     return Separation(
         delta=norm - nearest,
         mean_cosine=total / count if count else math.nan,
-        loss=math.log(kernel_sum / count) if kernel_sum else math.nan,
+        loss=log_kernel_sum - math.log(count) if t is not None and count else math.nan,
         pairs=pairs,
         cosines=cosines,
     )
@@ -155,11 +156,36 @@ def _gram_blocks(Z: UnitRows, size: int, progress: Progress | None) -> Iterator[
                     progress(done, M * M)
 
 
+def _log_kernel_sum(cosines: Tensor, t: float) -> float:
+    """Ln Σ e^{−2t(1 − cos)} of a block, relative to its largest term: at large t all of them leave float32.
+
+    Returns:
+        The logarithm; −inf for a block of the diagonal alone.
+    """
+    largest = float(cosines.max())
+    if largest == -math.inf:
+        return -math.inf
+    return 2 * t * (largest - 1) + math.log(float((2 * t * (cosines - largest)).exp_().sum(dtype=torch.float64)))
+
+
+def _log_add(a: float, b: float) -> float:
+    """ln(e^a + e^b).
+
+    Returns:
+        The logarithm of the sum.
+    """
+    high, low = max(a, b), min(a, b)
+    return high if low == -math.inf else high + math.log1p(math.exp(low - high))
+
+
 class _ClosestPairs:
-    """The k pairs of largest cosine seen so far."""
+    """The k pairs of largest cosine seen so far, and some more: near 1, float32 can't tell which are the closest."""
+
+    SPARE = 64  # further candidates that are measured exactly in the end
 
     def __init__(self, k: int) -> None:
-        self.k = k
+        self.wanted = k
+        self.k = k + self.SPARE if k else 0
         self.cosines = torch.empty(0)
         self.pairs = torch.empty(0, 2, dtype=torch.int64)
 
@@ -188,5 +214,5 @@ class _ClosestPairs:
         norms = A.norm(dim=1) * B.norm(dim=1)
         A, B = (side / side.norm(dim=1, keepdim=True).clamp_min(1e-300) for side in (A, B))
         cosines = torch.where(norms > 0, 1 - (A - B).square().sum(1) / 2, 0)
-        order = cosines.sort(descending=True, stable=True).indices
+        order = cosines.sort(descending=True, stable=True).indices[: self.wanted]
         return self.pairs[order], cosines[order]

@@ -34,7 +34,7 @@ class Training:
     learning_rate: float | None = None  # γ of the first step; None: a tenth of the distance to W = 0
     batch_size: int = 1024  # memories in a step, all of whose pairs count
     seed: int = 0  # draws the batches
-    time_limit: float | None = None  # seconds after which no further step is begun
+    time_limit: float | None = None  # seconds from the start after which no step is begun
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Learned:
     """What Stage I found."""
 
     phi: FeatureMap  # rows of W of length one
-    curve: list[float]  # the loss of the batch of each step, before the step
+    curve: list[float]  # the loss of each batch before its step, and of the last, which no step improved, if any
     steps: int  # steps taken
 
 
@@ -78,6 +78,7 @@ def learn_average(patterns: Patterns, training: Training, progress: Progress | N
     Returns:
         The map of lowest loss that was met, and the way there.
     """
+    deadline = math.inf if training.time_limit is None else time.monotonic() + training.time_limit
     whitened = whiten(patterns)
     rank = len(whitened.eigenvalues)
     D = training.feature_dim or rank
@@ -92,7 +93,7 @@ def learn_average(patterns: Patterns, training: Training, progress: Progress | N
     W0 = min((whitened.map(ridge) for ridge in RIDGES), key=lambda W: loss_of(W[:D]))
     A = torch.eye(D, rank, device=W0.device)
     batches = _batches(patterns, whitened.mean, W0, training.batch_size, generator)
-    best, curve, steps = _descend(A, batches, training, lambda A: loss_of(A @ W0), progress)
+    best, curve, steps = _descend(A, batches, training, lambda A: loss_of(A @ W0), deadline, progress)
     W = even_rows(best @ W0)
     return Learned(FeatureMap(W, -(W.double() @ whitened.mean.double()).to(W)), curve, steps)
 
@@ -122,7 +123,8 @@ def whiten(patterns: Patterns) -> Whitened:
         eigenvalues, U = torch.linalg.eigh(centred @ centred.T / M)
         directions = unit(U.T @ centred)
     order = eigenvalues.argsort(descending=True)
-    order = order[eigenvalues[order] > RANK_CUT * eigenvalues[order[0]]][: max(1, min(d, M - 1))]
+    rank = int((eigenvalues > RANK_CUT * eigenvalues.max()).sum())
+    order = order[: max(1, min(rank, d, M - 1))]
     return Whitened(
         mean.float(), eigenvalues[order].clamp_min(torch.finfo(torch.float32).tiny), directions[order].float()
     )
@@ -181,6 +183,7 @@ def _descend(
     batches: Iterator[Tensor],
     training: Training,
     ruler_loss: Callable[[Tensor], float],
+    deadline: float,
     progress: Progress | None,
 ) -> tuple[Tensor, list[float], int]:
     """Gradient descent on A with Armijo steps.
@@ -191,7 +194,6 @@ def _descend(
     best, best_loss = A, ruler_loss(A)
     t, rate, curve, steps = training.temperature, training.learning_rate, [], 0
     check_every = max(1, training.steps // 10)
-    deadline = math.inf if training.time_limit is None else time.monotonic() + training.time_limit
     for step in range(training.steps):
         if time.monotonic() > deadline:
             break
