@@ -93,7 +93,8 @@ def retrieve(
     index, confidence = found.index[:, 0], found.weight[:, 0]
     patterns = readout[index].cpu() if snap else found.patterns
     if known is not None and not snap and bank.values is None:
-        patterns = torch.where(known, X, patterns)
+        clamped = known & ~known.all(1, keepdim=True)  # a query that knows all its entries is noisy, not partial
+        patterns = torch.where(clamped, X, patterns)
     sure = (confidence >= min_confidence).tolist()
     return Answer(
         patterns=patterns,
