@@ -29,7 +29,9 @@ def hopmem() -> Hopmem:
     terminal = {"COLUMNS": "80", "FORCE_COLOR": None, "TTY_COMPATIBLE": None}
     runner = CliRunner(env=outside | terminal | {"HOPMEM_DEVICE": "cpu"})
 
-    def run(*args: object, code: int = 0, stdin: bytes | str | None = None, env: dict[str, str] | None = None) -> Result:
+    def run(
+        *args: object, code: int = 0, stdin: bytes | str | None = None, env: dict[str, str] | None = None
+    ) -> Result:
         result = runner.invoke(app, [str(arg) for arg in args], input=stdin, env=env)
         assert result.exit_code == code, result.output
         return result

@@ -294,7 +294,9 @@ def test_a_value_that_an_option_refuses_is_said_back(mistake, hopmem: Hopmem, ba
 
 
 @pytest.mark.parametrize(
-    ("args", "code"), [(["inspect", "missing"], 3), (["store", "missing.npy", "-o", "new"], 3)], ids=["inspect", "store"]
+    ("args", "code"),
+    [(["inspect", "missing"], 3), (["store", "missing.npy", "-o", "new"], 3)],
+    ids=["inspect", "store"],
 )
 def test_a_traceback_comes_with_v_alone(args, code, hopmem: Hopmem):
     result = hopmem(*args, "-v", code=code)

@@ -20,6 +20,12 @@ def parsed(text: str) -> Array:
     return np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2)
 
 
+def seen(path: Path) -> tuple[Array, str, tuple[int, int], str | None]:
+    """The pixels, mode, size and format of an image file."""
+    with Image.open(path) as image:
+        return np.array(image), image.mode, image.size, image.format
+
+
 def spoilt(vectors: Array, seed: int = 3) -> Array:
     return vectors + 0.3 * np.random.default_rng(seed).standard_normal(vectors.shape).astype(np.float32)
 
@@ -160,7 +166,9 @@ def test_one_mask_hides_the_same_entries_of_all_queries(ask: Ask, tmp_path: Path
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:, kept], vectors[:, kept])
 
 
-def test_snap_returns_the_stored_pattern_of_a_partial_query_too(hopmem: Hopmem, ask: Ask, tmp_path: Path, bank, vectors):
+def test_snap_returns_the_stored_pattern_of_a_partial_query_too(
+    hopmem: Hopmem, ask: Ask, tmp_path: Path, bank, vectors
+):
     np.save(tmp_path / "q.npy", hide(vectors)[1])
     said = ask("retrieve", bank, tmp_path / "q.npy", "--snap", "-o", tmp_path / "out.npy")
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors[[f["index"] for f in said["results"]]])
@@ -170,12 +178,12 @@ def test_snap_returns_the_stored_pattern_of_a_partial_query_too(hopmem: Hopmem, 
 def test_hidden_pixels_come_back_and_the_others_stay(how, ask: Ask, tmp_path: Path, image_bank: Path, pixels: Array):
     hidden = np.zeros((6, 8), bool)
     hidden[2:5, 3:] = True
-    seen = np.where(hidden[..., None], np.uint8(77), pixels)
+    covered = np.where(hidden[..., None], np.uint8(77), pixels)
     for path in (tmp_path / "in", tmp_path / "masks"):
         path.mkdir()
     Image.fromarray(hidden).save(tmp_path / "mask.png")
-    np.save(tmp_path / "mask.npy", hidden)
-    for place, image in enumerate(seen):
+    np.save(tmp_path / "mask.npy", hidden[None])
+    for place, image in enumerate(covered):
         alpha = np.where(hidden, 0, 255).astype(np.uint8)
         clear = np.dstack([image, alpha]) if how == "transparent pixels" else image
         Image.fromarray(clear).save(tmp_path / "in" / f"{place}.png")
@@ -185,7 +193,7 @@ def test_hidden_pixels_come_back_and_the_others_stay(how, ask: Ask, tmp_path: Pa
     said = ask("retrieve", image_bank, tmp_path / "in", "-o", tmp_path / "out", *options)
     assert [found["match"] for found in said["results"]] == list(IMAGE_NAMES)
     for place, image in enumerate(pixels):
-        answer = np.asarray(Image.open(tmp_path / "out" / f"{place}.png"))
+        answer = seen(tmp_path / "out" / f"{place}.png")[0]
         np.testing.assert_array_equal(answer[..., :3], image)
         assert how != "transparent pixels" or (answer[..., 3] == 255).all()
 
@@ -208,7 +216,7 @@ def gallery(tmp_path: Path, folder: Path) -> Path:
     """The images with noise, under the same names, with other modes and other files among them."""
     shutil.copytree(folder, tmp_path / "gallery")
     for place, name in enumerate(IMAGE_NAMES):
-        image = np.asarray(Image.open(folder / name)).astype(int)
+        image = seen(folder / name)[0].astype(int)
         noise = np.random.default_rng(place).integers(-40, 41, image.shape)
         picture = Image.fromarray((image + noise).clip(0, 255).astype(np.uint8))
         picture.convert({"e.png": "RGBA", "f.png": "L"}.get(name, "RGB")).save(tmp_path / "gallery" / name)
@@ -223,21 +231,20 @@ def test_an_image_folder_becomes_a_folder_of_the_same_names_sizes_and_modes(
     written = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert written == list(IMAGE_NAMES)
     for name, stored in zip(IMAGE_NAMES, pixels, strict=True):
-        answer, query = Image.open(tmp_path / "out" / name), Image.open(gallery / name)
-        assert (answer.mode, answer.size, answer.format) == (query.mode, query.size, query.format)
-        expected = Image.fromarray(stored).convert(query.mode)
-        np.testing.assert_array_equal(np.asarray(answer), np.asarray(expected))
+        answer, *form = seen(tmp_path / "out" / name)
+        assert form == [*seen(gallery / name)[1:]]
+        np.testing.assert_array_equal(answer, np.asarray(Image.fromarray(stored).convert(form[0])))
 
 
 def test_answers_have_the_size_of_the_query_where_the_bank_was_resized(hopmem: Hopmem, tmp_path: Path, folder: Path):
     hopmem("store", folder, "--size", "4x3", "-o", tmp_path / "bank.safetensors")
     hopmem("retrieve", tmp_path / "bank.safetensors", folder, "-o", tmp_path / "out")
-    assert Image.open(tmp_path / "out" / "a.png").size == (8, 6)
+    assert seen(tmp_path / "out" / "a.png")[2] == (8, 6)
 
 
 def test_one_image_becomes_one_image(hopmem: Hopmem, tmp_path: Path, folder: Path, image_bank: Path, pixels: Array):
     hopmem("retrieve", image_bank, folder / "b.bmp", "-o", tmp_path / "answer.png")
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "answer.png")), pixels[1])
+    np.testing.assert_array_equal(seen(tmp_path / "answer.png")[0], pixels[1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
@@ -288,7 +295,9 @@ def test_a_key_is_kept(hopmem: Hopmem, tmp_path: Path, bank: Path, vectors: Arra
 
 def test_a_table_keeps_its_header_and_its_ids(hopmem: Hopmem, tmp_path: Path, bank: Path, table: Path, vectors: Array):
     hopmem("retrieve", bank, table, "--id-column", "name", "--snap", "-o", tmp_path / "out.csv")
-    asked, answered = ([line.split(",") for line in path.read_text().splitlines()] for path in (table, tmp_path / "out.csv"))
+    asked, answered = (
+        [line.split(",") for line in path.read_text().splitlines()] for path in (table, tmp_path / "out.csv")
+    )
     assert answered[0] == asked[0]
     assert [line[0] for line in answered] == [line[0] for line in asked]
     np.testing.assert_allclose(np.array([line[1:] for line in answered[1:]], np.float32), vectors, rtol=1e-6)
@@ -310,7 +319,7 @@ def test_an_array_of_images_becomes_a_folder_where_the_name_says_so(
     hopmem("retrieve", image_bank, tmp_path / "q.npy", "--snap", "-o", tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{row}.png" for row in range(6)]
     for row, image in enumerate(pixels):
-        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / f"{row}.png")), image)
+        np.testing.assert_array_equal(seen(tmp_path / "out" / f"{row}.png")[0], image)
 
 
 @pytest.mark.parametrize("options", [[], ["-o", "-"]], ids=["by default", "by name"])
@@ -369,8 +378,8 @@ def test_a_bad_image_among_the_queries_is_skipped(ask: Ask, tmp_path: Path, gall
 
 def test_plot_draws_queries_and_answers(hopmem: Hopmem, tmp_path: Path, gallery: Path, image_bank: Path):
     result = hopmem("retrieve", image_bank, gallery, "--plot", tmp_path / "sheet.png")
-    sheet = Image.open(tmp_path / "sheet.png")
-    assert (sheet.format, sheet.mode) == ("PNG", "RGB")
+    _, mode, _, format_ = seen(tmp_path / "sheet.png")
+    assert (mode, format_) == ("RGB", "PNG")
     assert "6 queries" in result.stdout
 
 

@@ -1,7 +1,9 @@
 """Reports: JSON that any parser reads, tables that fit, and names that can't upset the terminal."""
 
+import io
 import json
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -10,7 +12,18 @@ from hopmem.patterns import Skipped
 from hopmem.pipeline import Match, Outcome, RetrieveResult, StoreResult
 from hopmem.report import Style, show, show_lines, to_json
 
-UGLY = ["[red]x[/red]", "[/]", "a\\[b]\\", "bell\a", "\x1b[31mred", "new\nline", "tab\there", "\u202eevil", "byte\udcff", "a:heart:b"]
+UGLY = [
+    "[red]x[/red]",
+    "[/]",
+    "a\\[b]\\",
+    "bell\a",
+    "\x1b[31mred",
+    "new\nline",
+    "tab\there",
+    "\u202eevil",
+    "byte\udcff",
+    "a:heart:b",
+]
 
 
 def match(name: str = "a.png", **changes: Any) -> Match:
@@ -23,8 +36,8 @@ def retrieved(*matches: Match, beta: float = 2.0, **said: Any) -> Outcome[Retrie
     return Outcome(RetrieveResult(alpha=1.0, beta=beta, steps=1, results=list(matches)), "cpu", **said)
 
 
-def stored(name: str) -> Outcome[StoreResult]:
-    return Outcome(StoreResult(name, 3, 2, [2], "uint8", [[name, "b"]], 123), "cpu")
+def stored(bank: str = "bank", duplicate: str = "a") -> Outcome[StoreResult]:
+    return Outcome(StoreResult(bank, 3, 2, [2], "uint8", [[duplicate, "b"]], 123), "cpu")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -71,11 +84,12 @@ def printable(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", UGLY)
-def test_a_name_is_shown_in_tables_as_it_is_with_controls_escaped(name, capsys, monkeypatch):
-    for outcome in (retrieved(match(name)), stored("bank"), Outcome(stored(name).result, "cpu")):
-        out, _ = shown(capsys, monkeypatch, outcome)
-        assert all(c.isprintable() for c in out.replace("\n", ""))
-        assert "bank" in out or printable(name) in out, out
+@pytest.mark.parametrize("place", ["answer", "bank", "duplicate"])
+def test_a_name_is_shown_in_tables_as_it_is_with_controls_escaped(place, name, capsys, monkeypatch):
+    outcomes = {"answer": retrieved(match(name)), "bank": stored(bank=name), "duplicate": stored(duplicate=name)}
+    out, _ = shown(capsys, monkeypatch, outcomes[place])
+    assert all(c.isprintable() for c in out.replace("\n", ""))
+    assert printable(name) in out
 
 
 @pytest.mark.parametrize("name", UGLY)
@@ -90,7 +104,11 @@ def test_a_long_warning_stays_one_line(capsys, monkeypatch):
     assert err.count("\n") == 1
 
 
-def test_a_name_that_the_terminal_can_not_encode_is_escaped(capsys, monkeypatch):
-    monkeypatch.setenv("PYTHONIOENCODING", "utf-8")
-    out, _ = shown(capsys, monkeypatch, retrieved(match("日本.png")))
-    assert "日本.png" in out
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "ascii"])
+def test_a_terminal_of_any_encoding_gets_the_table(encoding, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding, write_through=True))
+    show(retrieved(match("日本.png", match=None)), "retrieve", Style())
+    out = raw.getvalue().decode(encoding)
+    assert ("日本.png" if encoding == "utf-8" else r"\u65e5\u672c.png") in out
+    assert "rejected" in out

@@ -185,7 +185,9 @@ def test_a_bare_pickle_under_any_name_is_refused_and_not_executed(tmp_path, suff
 
 
 @pytest.mark.parametrize("suffix", ["npy", "npz", "pt", "safetensors", "idx", "idx.gz"])
-@pytest.mark.parametrize("content", [b"", b"\x93NUM", b"this is no array at all\n" * 9, b"PK\x03\x04 cut", b"\x1f\x8b?"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x93NUM", b"this is no array at all\n" * 9, b"PK\x03\x04 cut", b"\x1f\x8b?"]
+)
 def test_garbage_is_unreadable(tmp_path, suffix, content):
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(content)
@@ -286,7 +288,9 @@ def test_gzip_is_told_by_its_bytes_not_by_its_name(tmp_path):
     assert load([str(path)], Reading()).stored.flatten().tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("raw", [idx(np.zeros((2, 3)), 0x0E) + b"\0", idx(np.zeros((2, 3)), 0x08)[:-1], b"\0\0\x07\x01"])
+@pytest.mark.parametrize(
+    "raw", [idx(np.zeros((2, 3)), 0x0E) + b"\0", idx(np.zeros((2, 3)), 0x08)[:-1], b"\0\0\x07\x01"]
+)
 def test_an_idx_of_another_length_than_it_says_is_unreadable(tmp_path, raw):
     (tmp_path / "x.idx").write_bytes(raw)
     with refused(3, "x.idx"):

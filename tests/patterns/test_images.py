@@ -34,6 +34,8 @@ def pixels(mode: str, seed: int = 0) -> np.ndarray:
 
 def put(path: Path, array: np.ndarray, **options) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".webp":
+        options["lossless"] = True
     Image.fromarray(array).save(path, **options)
     return path
 
@@ -45,6 +47,11 @@ def read(path: Path, **options) -> Loaded:
 def seen(loaded: Loaded) -> np.ndarray:
     """Rows as images [N, H, W] or [N, H, W, C], from 0 to 1."""
     return loaded.stored.double().mul(loaded.scale).reshape(-1, *loaded.shape).numpy()
+
+
+def stored(loaded: Loaded) -> np.ndarray:
+    """The same in stored units."""
+    return loaded.stored.reshape(-1, *loaded.shape).numpy()
 
 
 def answer(target: Path, loaded: Loaded, **options) -> None:
@@ -80,7 +87,7 @@ def test_an_image_of_a_lossy_format_is_read_as_pillow_shows_it_and_nearly_surviv
     source = put(tmp_path / "in" / f"x.{kind}", ramp if mode == "L" else np.stack([ramp, 255 - ramp, ramp // 2], 2))
     loaded = read(source.parent)
     with Image.open(source) as image:
-        assert np.array_equal(seen(loaded)[0] * 255, np.asarray(image.convert("L" if image.mode == "L" else "RGB")))
+        assert np.array_equal(stored(loaded)[0], np.asarray(image.convert("L" if image.mode == "L" else "RGB")))
     answer(tmp_path / "out", loaded)
     assert np.abs(seen(read(tmp_path / "out")) - seen(loaded)).mean() < 0.02
 
@@ -90,7 +97,7 @@ def test_a_palette_is_read_as_its_colours(tmp_path):
     Image.fromarray(array).quantize(8).save(tmp_path / "x.png")
     with Image.open(tmp_path / "x.png") as image:
         assert image.mode == "P"
-    assert np.array_equal(seen(read(tmp_path / "x.png"))[0] * 255, array)
+    assert np.array_equal(stored(read(tmp_path / "x.png"))[0], array)
 
 
 def test_the_transparent_entry_of_a_palette_is_unknown(tmp_path):
@@ -116,7 +123,7 @@ def test_transparent_pixels_are_unknown_in_a_query_and_noted_in_a_pattern(tmp_pa
     pattern = read(path)
     assert pattern.known is None
     assert "1 of 1 images have transparent pixels" in pattern.notes[0]
-    assert np.array_equal(seen(pattern).reshape(5, 7, -1) * 255, array[..., :-1])
+    assert np.array_equal(stored(pattern).reshape(5, 7, -1), array[..., :-1])
 
 
 def test_an_answer_to_a_transparent_query_is_opaque(tmp_path):
@@ -135,7 +142,7 @@ def test_images_are_turned_upright_as_their_exif_says(tmp_path, orientation, kin
     array = pixels("RGB")
     exif = Image.Exif()
     exif[0x0112] = orientation
-    loaded = read(put(tmp_path / f"x.{kind}", array, exif=exif, **({"lossless": True} if kind == "webp" else {})))
+    loaded = read(put(tmp_path / f"x.{kind}", array, exif=exif))
     turned = {  # what the 0th row and the 0th column of the file are to the eye, by the EXIF standard
         1: array,
         2: array[:, ::-1],
@@ -146,7 +153,7 @@ def test_images_are_turned_upright_as_their_exif_says(tmp_path, orientation, kin
         7: array[::-1, ::-1].transpose(1, 0, 2),
         8: array[:, ::-1].transpose(1, 0, 2),
     }[orientation]
-    assert np.array_equal(seen(loaded)[0] * 255, turned)
+    assert np.array_equal(stored(loaded)[0], turned)
     assert loaded.form.images[0].size == turned.shape[1::-1]
 
 
@@ -157,7 +164,7 @@ def test_a_folder_is_read_in_the_order_of_its_posix_paths(tmp_path):
     loaded = read(tmp_path)
     assert loaded.names == tuple(sorted(names))
     expected = np.stack([pixels("L", names.index(name)) for name in sorted(names)])
-    assert np.array_equal(seen(loaded) * 255, expected)
+    assert np.array_equal(stored(loaded), expected)
 
 
 def test_hidden_files_are_not_looked_at_and_others_are_counted(tmp_path):
@@ -224,7 +231,7 @@ def test_the_mode_is_forced_on_every_image(tmp_path, mode, weights):
     colour = put(tmp_path / "a.png", pixels("RGB"))
     grey = put(tmp_path / "b.png", pixels("L"))
     loaded = load([str(colour), str(grey)], Reading(mode=mode))
-    first, second = seen(loaded) * 255
+    first, second = stored(loaded)
     if weights:  # ITU-R 601
         np.testing.assert_allclose(first, pixels("RGB") @ np.array(weights), atol=0.51)
         assert np.array_equal(second, pixels("L"))
@@ -325,7 +332,14 @@ def test_the_mean_of_two_colours_is_written_as_the_nearest_8_bit_value(tmp_path)
 def test_answers_beyond_black_and_white_are_clamped(tmp_path, value):
     loaded = read(put(tmp_path / "in" / "x.png", pixels("I;16")).parent)
     save(
-        str(tmp_path / "out"), "folder", torch.full((1, 5, 7), value), loaded.form, loaded.names, "HW", scale=1, force=0
+        str(tmp_path / "out"),
+        "folder",
+        torch.full((1, 5, 7), value),
+        loaded.form,
+        loaded.names,
+        "HW",
+        scale=1,
+        force=False,
     )
     with Image.open(tmp_path / "out" / "x.png") as image:
         assert image.getextrema() == ((0, 0) if value < 0 else (65535, 65535))

@@ -1,0 +1,112 @@
+"""What only a process of its own can show: what is imported, pipes, a closed pipe, Ctrl-C, and the environment."""
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import Array, Hopmem
+
+HOPMEM = f"{sys.executable} -m hopmem"
+FIRST = {name: value for name, value in os.environ.items() if not name.startswith("HOPMEM_")}
+ENVIRONMENT = FIRST | {"HOPMEM_DEVICE": "cpu", "HOPMEM_THREADS": "1"}
+
+
+def shell(script: str, **variables: object) -> subprocess.CompletedProcess[bytes]:
+    variables = {name: str(value) for name, value in variables.items()}
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail\n{script}"], env=ENVIRONMENT | variables, capture_output=True, timeout=60
+    )
+
+
+def test_importing_hopmem_loads_neither_torch_nor_numpy():
+    heavy = "{'torch', 'numpy', 'PIL', 'safetensors', 'rich', 'typer'} & set(sys.modules)"
+    done = shell(f'{sys.executable} -c "import sys, hopmem; print(hopmem.__version__, {heavy})"')
+    assert done.stdout.split()[1:] == [b"set()"], done
+
+
+@pytest.mark.parametrize(
+    "line", ["--help", "--version", "store -h", "optimize -h", "retrieve -h", "inspect -h", "", "store --nope", "nope"]
+)
+def test_help_and_mistakes_load_neither_torch_nor_numpy(line):
+    done = shell(f"{sys.executable} -X importtime -m hopmem {line}")
+    loaded = {row.split(b"|")[-1].strip() for row in done.stderr.splitlines() if row.startswith(b"import time:")}
+    assert b"hopmem.cli" in loaded
+    assert not loaded & {b"torch", b"numpy", b"PIL", b"safetensors"}
+
+
+def test_the_command_and_the_module_are_one_tool():
+    script = Path(sys.executable).with_name("hopmem")
+    done = shell(f"{HOPMEM} --version; {script} --version")
+    first, second = done.stdout.decode().splitlines()
+    assert first == second
+    assert first.startswith("hopmem ")
+
+
+def test_arrays_and_tables_pass_through_a_pipe(tmp_path: Path, bank: Path, array: Path, table: Path, vectors: Array):
+    csv = "--format csv --id-column name"
+    npy = f"cat $ARRAY | {HOPMEM} retrieve $BANK - --snap -q | {HOPMEM} retrieve $BANK - --snap -q > out.npy"
+    done = shell(
+        f"cd {tmp_path} && {npy} && {HOPMEM} retrieve $BANK - {csv} --snap -q < $TABLE > out.csv",
+        BANK=bank,
+        ARRAY=array,
+        TABLE=table,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), vectors)
+    lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert lines[0] == table.read_text().splitlines()[0]
+    answers = np.array([line.split(",")[1:] for line in lines[1:]], np.float32)
+    np.testing.assert_allclose(answers, vectors, rtol=1e-6)
+
+
+@pytest.mark.parametrize("what", ["--ndjson", "--json", "-o -", ""])
+def test_a_reader_that_leaves_early_causes_no_noise(what, tmp_path: Path, bank: Path, vectors: Array):
+    np.save(tmp_path / "many.npy", np.tile(vectors, (300, 1)))
+    done = shell(f"{HOPMEM} retrieve $BANK {tmp_path}/many.npy -q {what} | head -c 1 > {tmp_path}/first", BANK=bank)
+    assert done.stderr == b""
+
+
+@pytest.mark.parametrize("what", ["inspect $BANK --json", "inspect $BANK", "--help"])
+def test_a_reader_that_is_gone_before_a_short_answer_causes_no_noise(what, bank: Path):
+    done = shell(f"{HOPMEM} {what} | true", BANK=bank)
+    assert done.stderr == b""
+
+
+def test_variables_stand_in_for_flags(bank: Path, array: Path):
+    call = f"{HOPMEM} retrieve $BANK $ARRAY"
+    here = {"BANK": bank, "ARRAY": array, "HOPMEM_JSON": 1, "HOPMEM_ALPHA": 2, "HOPMEM_BETA": 7, "HOPMEM_STEPS": 3}
+    said = json.loads(shell(call, **here).stdout)
+    assert (said["alpha"], said["beta"]) == (2, 7)
+    done = shell(call, **here, HOPMEM_DEVICE="tpu")
+    assert (done.returncode, done.stdout) == (2, b"")
+
+
+def test_ctrl_c_during_a_long_job_leaves_the_bank_as_it_was(hopmem: Hopmem, tmp_path: Path):
+    np.save(tmp_path / "many.npy", np.random.default_rng(0).standard_normal((1500, 64)).astype(np.float32))
+    bank = tmp_path / "bank.safetensors"
+    hopmem("store", tmp_path / "many.npy", "-o", bank)
+    shutil.copy(bank, tmp_path / "before")
+    ours, theirs = pty.openpty()  # a terminal, so that the progress tells when the learning has begun
+    command = [*HOPMEM.split(), "optimize", str(bank), "--steps", "1000000", "--feature-dim", "32"]
+    process = subprocess.Popen(command, env=ENVIRONMENT | {"TERM": "xterm"}, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while b"learning" not in shown:
+        shown += os.read(ours, 1 << 16)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=30)
+    shown += os.read(ours, 1 << 16)
+    os.close(ours)
+    assert (process.returncode, out) == (130, b"")
+    assert shown.rstrip().endswith(b"hopmem: interrupted")
+    assert b"Traceback" not in shown
+    assert bank.read_bytes() == (tmp_path / "before").read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"many.npy", "bank.safetensors", "before"}

@@ -1,0 +1,113 @@
+"""The contact sheet, looked at pixel by pixel."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from PIL import Image
+from torch import Tensor
+
+from hopmem.errors import WouldOverwriteError
+from hopmem.pipeline import Picture
+from hopmem.plots import FAINT, MOST, PAPER, contact_sheet
+from tests.conftest import Array
+
+SHAPES = [(6, 8), (6, 8, 1), (6, 8, 3)]
+
+
+def noise(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Pixels that 8 bits hold exactly."""
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)) / 255
+
+
+def picture(shape: tuple[int, ...] = (6, 8), seed: int = 0, **changes: Any) -> Picture:
+    query, answer, stored = (noise(shape, 3 * seed + place) for place in range(3))
+    facts = {"query": query, "known": None, "answer": answer, "stored": stored, "name": "q.png", "match": "a.png"}
+    return Picture(**facts | {"confidence": 0.5} | changes)
+
+
+def drawn(tmp_path: Path, *pictures: Picture) -> Array:
+    path = tmp_path / "sheet.png"
+    contact_sheet(pictures, path, force=True)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.array(image)
+
+
+def rgb(image: Tensor) -> Array:
+    array = (image.numpy() * 255).round().astype(np.uint8).reshape(*image.shape[:2], -1)
+    return np.broadcast_to(array, (*image.shape[:2], 3))
+
+
+def places(sheet: Array, image: Array, zoom: int = 16) -> list[tuple[int, int]]:
+    """Where an image stands on the sheet, enlarged: (left, top)."""
+    large = image.repeat(zoom, 0).repeat(zoom, 1)
+    corners = np.argwhere((sliding_window_view(sheet, (1, 1, 3))[:, :, 0, 0, 0] == large[0, 0]).all(-1))
+    height, width = large.shape[:2]
+    fits = [
+        (left, top) for top, left in corners if np.array_equal(sheet[top : top + height, left : left + width], large)
+    ]
+    return [(int(left), int(top)) for left, top in fits]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_query_answer_and_stored_pattern_stand_side_by_side(shape, tmp_path: Path):
+    one = picture(shape)
+    found = [places(drawn(tmp_path, one), rgb(image)) for image in (one.query, one.answer, one.stored)]
+    assert [len(place) for place in found] == [1, 1, 1]
+    (query,), (answer,), (stored,) = found
+    assert query[1] == answer[1] == stored[1]
+    assert query[0] + 8 * 16 < answer[0] < stored[0] - 8 * 16
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_unknown_pixels_are_chequered(shape, tmp_path: Path):
+    known = torch.ones(shape, dtype=torch.bool)
+    known[2:4] = False
+    one = picture(shape, known=known)
+    expected = np.array(rgb(one.query))
+    lines, columns = np.indices((6, 8))
+    ground = np.where(((lines + columns) % 2 == 0)[..., None], FAINT, PAPER)
+    expected[2:4] = ground[2:4]
+    assert len(places(drawn(tmp_path, one), expected)) == 1
+
+
+def test_every_picture_up_to_the_most_is_drawn(tmp_path: Path):
+    pictures = [picture((2, 2), seed) for seed in range(MOST + 1)]
+    sheet = drawn(tmp_path, *pictures)
+    found = [bool(places(sheet, rgb(each.answer), zoom=48)) for each in pictures]
+    assert found == [True] * MOST + [False]
+
+
+def test_values_beyond_black_and_white_are_clamped(tmp_path: Path):
+    one = picture(answer=torch.linspace(-1, 2, 48).reshape(6, 8))
+    assert places(drawn(tmp_path, one), rgb(one.answer.clamp(0, 1)))
+
+
+@pytest.mark.parametrize(("match", "red"), [("a.png", False), (None, True)])
+def test_a_rejected_answer_is_marked_in_red(match, red, tmp_path: Path):
+    sheet = drawn(tmp_path, picture((6, 8), match=match)).astype(int)
+    below = sheet[-20:]
+    assert bool((below[..., 0] > below[..., 1] + 100).any()) == red
+
+
+@pytest.mark.parametrize("name", ["deep/" * 100 + "a.png", "日本.png", "", "line\nbreak", "\x1b[31m", "byte\udcff"])
+def test_any_name_can_be_written_below(name, tmp_path: Path):
+    plain = drawn(tmp_path, picture())
+    assert drawn(tmp_path, picture(name=name, match=name)).shape == plain.shape
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (200, 200, 3)], ids=str)
+def test_images_of_any_size_are_drawn(shape, tmp_path: Path):
+    one = picture(shape)
+    assert places(drawn(tmp_path, one), rgb(one.answer), zoom=max(1, round(96 / shape[0])))
+
+
+def test_a_sheet_is_not_overwritten_without_force(tmp_path: Path):
+    (tmp_path / "sheet.png").write_bytes(b"precious")
+    with pytest.raises(WouldOverwriteError, match="sheet.png"):
+        contact_sheet([picture()], tmp_path / "sheet.png", force=False)
+    assert (tmp_path / "sheet.png").read_bytes() == b"precious"
