@@ -8,6 +8,8 @@ from pathlib import Path
 
 from hopmem.errors import UnreadableError, WouldOverwriteError
 
+LONGEST = 64  # bytes of a suffix that a temporary name takes over; image writers go by it
+
 
 @contextmanager
 def replacing(path: Path, *, force: bool) -> Iterator[Path]:
@@ -30,7 +32,8 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
     path = Path(os.path.realpath(path))  # a link keeps pointing where it points
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:64]}.", suffix=path.suffix, dir=path.parent)
+        suffix = path.suffix if len(os.fsencode(path.suffix)) <= LONGEST else ""
+        handle, name = tempfile.mkstemp(prefix=".hopmem-", suffix=suffix, dir=path.parent)
     except OSError as error:
         raise UnreadableError(path, "a place that can be written to", error.strerror) from error
     temporary = Path(name)

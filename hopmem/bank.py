@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +17,7 @@ from torch import Tensor
 from hopmem.atomic import replacing
 from hopmem.errors import BankError, InvalidDataError, MissingInputError
 from hopmem.model.bounds import beta_for_error
-from hopmem.model.kernel import FeatureMap, Features, Patterns
+from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks
 from hopmem.model.separation import Progress, nearest_delta
 
 FORMAT = "hopmem.bank/1"
@@ -88,7 +88,7 @@ class MemoryBank:
             InvalidDataError: no rows, NaN or infinities, or counts that differ.
         """
         stored = as_rows(X, "patterns")
-        kept = tuple(str(row) for row in range(len(stored))) if names is None else tuple(names)
+        kept = tuple(str(row) for row in range(len(stored))) if names is None else tuple(map(_encodable, names))
         if len(kept) != len(stored):
             raise InvalidDataError("names", f"{len(stored)}, one for each pattern", len(kept))
         paired = None if values is None else as_rows(values, "values")
@@ -171,9 +171,11 @@ class MemoryBank:
     def duplicates(self) -> list[list[int]]:
         """Groups of patterns that are equal in every entry, by their rows."""
         groups: dict[bytes, list[int]] = {}
-        raw = self.patterns.contiguous().view(torch.uint8).numpy()
-        for row in range(len(self)):
-            groups.setdefault(hashlib.blake2b(raw[row], digest_size=16).digest(), []).append(row)
+        for rows in blocks(len(self), 4096):
+            block = self.patterns[rows].contiguous()
+            block = block + 0 if block.is_floating_point() else block  # −0 and 0 are one number in two ways
+            for row, raw in enumerate(block.view(torch.uint8).numpy(), rows.start):
+                groups.setdefault(hashlib.blake2b(raw, digest_size=16).digest(), []).append(row)
         return [group for group in groups.values() if len(group) > 1]
 
     def save(self, path: str | Path, *, force: bool = True) -> None:
@@ -196,7 +198,10 @@ class MemoryBank:
         }
         with replacing(Path(path), force=force) as temporary:
             kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+            if "values" in kept:
+                kept["values"] = kept["values"].clone()  # the format refuses two tensors in one memory
             save_file(kept, temporary, self._metadata())
+            _sort_header(temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryBank":
@@ -258,12 +263,41 @@ class MemoryBank:
         return {1: "L", 3: "RGB"}.get(channels)
 
 
-def as_rows(X: Any, where: str) -> Tensor:
+def _encodable(name: str) -> str:
+    """A name that UTF-8 can hold, with the lone surrogates that stand for other bytes in file names.
+
+    Returns:
+        The name.
+
+    Raises:
+        InvalidDataError: it can't.
+    """
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InvalidDataError("names", "text", ascii(name)) from error
+    return name
+
+
+def _sort_header(path: Path) -> None:
+    """Put the keys of a safetensors header in order: the library leaves them in any, and equal banks have equal bytes."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
+
+
+def as_rows(X: Any, where: str, *, partial: bool = False) -> Tensor:
     """Anything that is an array of numbers as a tensor with a row for each pattern.
 
     Args:
         X: array or tensor [N, ...].
         where: what it is, for the message.
+        partial: whether NaN is allowed: an unknown entry.
 
     Returns:
         A tensor on the CPU [N, ...], not copied where that can be.
@@ -277,9 +311,11 @@ def as_rows(X: Any, where: str) -> Tensor:
         raise InvalidDataError(where, "an array of numbers [N, ...]", error) from error
     if rows.ndim == 0 or rows.numel() == 0 or rows.is_complex():
         raise InvalidDataError(where, "real numbers [N, ...], N ≥ 1", f"{rows.dtype} of shape {list(rows.shape)}")
-    if rows.is_floating_point() and not bool(rows.isfinite().all()):
-        bad = int((~rows.reshape(len(rows), -1).isfinite()).any(1).nonzero()[0, 0])
-        raise InvalidDataError(f"{where}, row {bad}", "finite numbers", "NaN or an infinity")
+    usable = rows.isfinite() | rows.isnan() if partial else rows.isfinite()
+    if not bool(usable.all()):
+        bad = int((~usable.reshape(len(rows), -1)).any(1).nonzero()[0, 0])
+        found = "an infinity" if partial else "NaN or an infinity"
+        raise InvalidDataError(f"{where}, row {bad}", "finite numbers", found)
     return rows
 
 
@@ -313,8 +349,13 @@ def names_from(data: Tensor, offsets: Tensor) -> tuple[str, ...]:
 
     Returns:
         One for each pair of neighbouring offsets.
+
+    Raises:
+        ValueError: offsets that do not cut the bytes.
     """
     raw, ends = bytes(data.numpy()), offsets.tolist()
+    if ends[0] != 0 or ends[-1] != len(raw) or ends != sorted(ends):
+        raise ValueError("names.offsets do not ascend from 0 to the length of the names")
     return tuple(raw[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise(ends))
 
 
@@ -336,6 +377,8 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> MemoryBan
         return json.loads(metadata[key])
 
     def read_layout(key: str) -> Layout | None:
+        if metadata[key] not in {"null", *get_args(Layout)}:
+            raise ValueError(f"{key} is {metadata[key]!r}")
         return None if metadata[key] == "null" else cast(Layout, metadata[key])
 
     def read_tuple(key: str) -> Any:

@@ -3,18 +3,28 @@
 torch is imported inside the commands only, so that help and mistakes answer at once.
 """
 
+import math
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 from typer.core import TyperGroup
 
 from hopmem import __version__
-from hopmem.errors import INTERRUPTED, SKIPPED_SOME, HopmemError, MissingInputError, UnreadableError, UsageError
+from hopmem.errors import (
+    INTERRUPTED,
+    SKIPPED_SOME,
+    HopmemError,
+    MissingInputError,
+    UnreadableError,
+    UsageError,
+    WouldOverwriteError,
+    printable,
+)
 
 if TYPE_CHECKING:
     from hopmem.patterns import Reading
@@ -27,6 +37,17 @@ VERBOSE = "hopmem.verbose"
 
 class HopmemGroup(TyperGroup):
     """Commands whose mistakes end in one line on stderr and the documented exit code."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # its click's
+        """Read the tool's own options.
+
+        Returns:
+            The arguments that are left.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except CLICK_USAGE_ERROR as error:
+            self._end(ctx, f"{error.format_message()} (see --help)", UsageError.exit_code)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer.Context is its click's Context
         """Run a command.
@@ -56,7 +77,7 @@ class HopmemGroup(TyperGroup):
         except Exception as error:
             self._end(ctx, f"internal error, {type(error).__name__}: {error} (-v shows where)", HopmemError.exit_code)
 
-    def _end(self, ctx: typer.Context, line: str, code: int) -> None:
+    def _end(self, ctx: typer.Context, line: str, code: int) -> NoReturn:
         """Say what went wrong and leave.
 
         Raises:
@@ -64,7 +85,7 @@ class HopmemGroup(TyperGroup):
         """
         if ctx.meta.get(VERBOSE):
             traceback.print_exc()
-        typer.echo(f"hopmem: {' '.join(line.split())}", err=True)
+        typer.echo(f"hopmem: {printable(' '.join(line.split()))}", err=True)
         raise typer.Exit(code)
 
 
@@ -84,11 +105,32 @@ def _parse_size(text: str) -> tuple[int, int]:
     return int(width), int(height)
 
 
-def _parse_beta(text: str) -> float | str:
-    try:
-        return text if text == "auto" else float(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"expected a number or auto, found {text!r}") from error
+def _parse_beta(text: Any) -> float | str:
+    return "auto" if text == "auto" else _parse_number(float, 0, 1e30)(text)
+
+
+def _parse_number(
+    kind: type[int] | type[float], least: float = -math.inf, most: float = math.inf
+) -> Callable[[Any], int | float]:
+    """Read a number in a range, and say what was found where it is none.
+
+    Returns:
+        A parser for an option.
+    """
+    words = "a whole number" if kind is int else "a number"
+    span = f" from {least:g}" if least > -math.inf else ""
+    span += f" to {most:g}" if most < math.inf else ""
+
+    def parse(text: Any) -> int | float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most and not (math.isnan(number) and str(text).lower() == "nan" and not span):
+            raise typer.BadParameter(f"expected {words}{span}, found {str(text)!r}")
+        return number
+
+    return parse
 
 
 def _show_version(wanted: bool) -> None:
@@ -129,8 +171,21 @@ OnBad = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite files that stand in the way.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", envvar="HOPMEM_DEVICE")]
-Seed = Annotated[int, typer.Option(help="Makes every draw repeatable.", envvar="HOPMEM_SEED")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads to use.", envvar="HOPMEM_THREADS")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        parser=_parse_number(int, 0, 2**63 - 1),
+        help="Makes every draw repeatable; default: the bank's, or 0.",
+        envvar="HOPMEM_SEED",
+        metavar="INTEGER",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        parser=_parse_number(int, 1, 4096), help="Processor threads to use.", envvar="HOPMEM_THREADS", metavar="INTEGER"
+    ),
+]
 MemoryLimit = Annotated[
     str | None, typer.Option(help="Working memory, such as 2G.", envvar="HOPMEM_MEMORY_LIMIT", metavar="SIZE")
 ]
@@ -141,7 +196,12 @@ Verbose = Annotated[
 ]
 Alpha = Annotated[
     float | None,
-    typer.Option(min=1, help="1 softmax, 1.5, 2 sparsemax, any from 1 up; default: the bank's.", envvar="HOPMEM_ALPHA"),
+    typer.Option(
+        parser=_parse_number(float, 1, 1e6),
+        help="1 softmax, 1.5, 2 sparsemax, any from 1 up; default: the bank's.",
+        envvar="HOPMEM_ALPHA",
+        metavar="NUMBER",
+    ),
 ]
 Beta = Annotated[
     Any,
@@ -181,7 +241,7 @@ def store(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count patterns and bytes; write nothing.")] = False,
     force: Force = False,
     device: Device = "auto",
-    seed: Seed = 0,
+    seed: Seed = None,
     threads: Threads = None,
     memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
@@ -203,15 +263,32 @@ def optimize(
     bank: Bank,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Write here instead of into the bank.")] = None,
     objective: Annotated[Literal["average"], typer.Option(help="What the map is learned for.")] = "average",
-    feature_dim: Annotated[int | None, typer.Option(min=1, help="Features; default: what the patterns span.")] = None,
-    steps: Annotated[int, typer.Option(min=0, help="Most steps of gradient descent.")] = 100,
-    temperature: Annotated[float, typer.Option(help="Inverse width t of the average loss.")] = 2.0,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the first step; default: found.")] = None,
-    batch_size: Annotated[int, typer.Option(min=2, help="Patterns in a step.")] = 1024,
-    time_limit: Annotated[float | None, typer.Option(help="Seconds after which no step is begun.")] = None,
+    feature_dim: Annotated[
+        int | None,
+        typer.Option(
+            parser=_parse_number(int, 1), metavar="INTEGER", help="Features; default: what the patterns span."
+        ),
+    ] = None,
+    steps: Annotated[
+        int, typer.Option(parser=_parse_number(int, 0), metavar="INTEGER", help="Most steps of gradient descent.")
+    ] = 100,
+    temperature: Annotated[
+        float, typer.Option(parser=_parse_number(float), metavar="NUMBER", help="Inverse width t of the average loss.")
+    ] = 2.0,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(parser=_parse_number(float), metavar="NUMBER", help="Of the first step; default: found."),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option(parser=_parse_number(int, 2), metavar="INTEGER", help="Patterns in a step.")
+    ] = 1024,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(parser=_parse_number(float, 0), metavar="NUMBER", help="Seconds after which no step is begun."),
+    ] = None,
     force: Force = False,
     device: Device = "auto",
-    seed: Seed = 0,
+    seed: Seed = None,
     threads: Threads = None,
     memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
@@ -243,17 +320,33 @@ def retrieve(
     files_from: ListFile = None,
     alpha: Alpha = None,
     beta: Beta = "auto",
-    steps: Annotated[int, typer.Option(min=1, help="Most updates.", envvar="HOPMEM_STEPS")] = 1,
-    tolerance: Annotated[float, typer.Option(min=0, help="A state that moves by less has converged.")] = 1e-5,
+    steps: Annotated[
+        int, typer.Option(parser=_parse_number(int, 1), metavar="INTEGER", help="Most updates.", envvar="HOPMEM_STEPS")
+    ] = 1,
+    tolerance: Annotated[
+        float,
+        typer.Option(
+            parser=_parse_number(float, 0), metavar="NUMBER", help="A state that moves by less has converged."
+        ),
+    ] = 1e-5,
     snap: Annotated[
         bool, typer.Option("--snap", help="Return the best stored pattern, not the weighted mean.")
     ] = False,
-    top: Annotated[int, typer.Option(min=1, help="Name this many memories for each query.")] = 1,
-    min_confidence: Annotated[float, typer.Option(min=0, max=1, help="Reject answers below this weight.")] = 0.0,
+    top: Annotated[
+        int,
+        typer.Option(parser=_parse_number(int, 1), metavar="INTEGER", help="Name this many memories for each query."),
+    ] = 1,
+    min_confidence: Annotated[
+        float,
+        typer.Option(parser=_parse_number(float, 0, 1), metavar="NUMBER", help="Reject answers below this weight."),
+    ] = 0.0,
     mask: Annotated[
         str | None, typer.Option(help="A source that is not zero (white) where entries are unknown.")
     ] = None,
-    missing: Annotated[float | None, typer.Option(help="A value that marks unknown entries.")] = None,
+    missing: Annotated[
+        float | None,
+        typer.Option(parser=_parse_number(float), metavar="NUMBER", help="A value that marks unknown entries."),
+    ] = None,
     key: Key = None,
     id_column: IdColumn = None,
     format_: Format = None,
@@ -267,18 +360,24 @@ def retrieve(
     ] = None,
     force: Force = False,
     device: Device = "auto",
-    seed: Seed = 0,
+    seed: Seed = None,
     threads: Threads = None,
     memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Retrieve the stored pattern for each noisy, masked or partial query."""
+    """Retrieve the stored pattern for each noisy, masked or partial query.
+
+    Raises:
+        WouldOverwriteError: the picture stands there already.
+    """
     from hopmem import pipeline
 
     asked = _all_sources(queries, files_from)
-    output = _answers_to(output, asked, as_json or ndjson)
+    if plot is not None and plot.exists() and not force:
+        raise WouldOverwriteError(plot)
+    output = _answers_to(output, asked, as_json, ndjson)
     reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
     options: dict[str, Any] = {
         "alpha": alpha,
@@ -299,12 +398,22 @@ def retrieve(
 @app.command()
 def inspect(
     bank: Bank,
-    closest: Annotated[int, typer.Option(min=0, help="How many of the closest pairs to name.")] = 10,
-    error: Annotated[float, typer.Option(help="The error in feature space that the bounds are solved for.")] = 1e-3,
+    closest: Annotated[
+        int,
+        typer.Option(parser=_parse_number(int, 0), metavar="INTEGER", help="How many of the closest pairs to name."),
+    ] = 10,
+    error: Annotated[
+        float,
+        typer.Option(
+            parser=_parse_number(float, 0),
+            metavar="NUMBER",
+            help="The error in feature space that the bounds are solved for.",
+        ),
+    ] = 1e-3,
     alpha: Alpha = None,
     beta: Beta = "auto",
     device: Device = "auto",
-    seed: Seed = 0,
+    seed: Seed = None,
     threads: Threads = None,
     memory_limit: MemoryLimit = None,
     as_json: AsJson = False,
@@ -346,22 +455,25 @@ def _all_sources(sources: list[str] | None, lists: list[str] | None) -> list[str
     return found
 
 
-def _answers_to(output: str | None, queries: list[str], data_on_stdout: bool) -> str | None:
+def _answers_to(output: str | None, queries: list[str], as_json: bool, ndjson: bool) -> str | None:
     """Where answers go: what comes on stdin goes to stdout unless JSON is wanted there.
 
     Returns:
         The path, `-`, or None for nowhere.
 
     Raises:
-        UsageError: answers and JSON both on stdout.
+        UsageError: more than one thing on stdout.
     """
-    if output == "-" and data_on_stdout:
-        raise UsageError("-o -: expected one thing on stdout, found answers and JSON")
-    return "-" if output is None and "-" in queries and not data_on_stdout else output
+    wanted = [name for name, given in (("-o -", output == "-"), ("--json", as_json), ("--ndjson", ndjson)) if given]
+    if len(wanted) > 1:
+        raise UsageError(f"expected one thing on stdout, found {' and '.join(wanted)}")
+    return "-" if output is None and "-" in queries and not wanted else output
 
 
 @contextmanager
-def _machine(device: str, seed: int, threads: int | None, memory_limit: str | None, quiet: bool) -> "Iterator[Machine]":
+def _machine(
+    device: str, seed: int | None, threads: int | None, memory_limit: str | None, quiet: bool
+) -> "Iterator[Machine]":
     """What the shared options stand for.
 
     Yields:

@@ -29,11 +29,11 @@ def resolve(name: str) -> torch.device:
         raise UsageError(f"--device: expected auto, cpu, cuda, cuda:N or mps, found {name!r}")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
-    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(device.type, 1)
-    if (device.index or 0) >= count:
-        raise DeviceError(f"--device {name}: expected a device that torch can use, found {count} of type {device.type}")
-    return device
+    kind, _, number = name.partition(":")
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
+    if int(number or 0) >= count:
+        raise DeviceError(f"--device {name[:40]}: expected a device that torch can use, found {count} of type {kind}")
+    return torch.device(name)
 
 
 def set_threads(count: int | None) -> None:

@@ -24,7 +24,7 @@ class WouldOverwriteError(UsageError):
     """A file stands where the output would go."""
 
     def __init__(self, path: object) -> None:
-        super().__init__(f"{path}: exists already; --force overwrites it")
+        super().__init__(f"{printable(str(path))}: exists already; --force overwrites it")
 
 
 class MissingInputError(HopmemError):
@@ -33,7 +33,7 @@ class MissingInputError(HopmemError):
     exit_code = 3
 
     def __init__(self, path: object, expected: str) -> None:
-        super().__init__(f"{path}: expected {expected}, found nothing there")
+        super().__init__(f"{printable(str(path))}: expected {expected}, found nothing there")
 
 
 class UnreadableError(HopmemError):
@@ -42,7 +42,7 @@ class UnreadableError(HopmemError):
     exit_code = 3
 
     def __init__(self, path: object, expected: str, found: object) -> None:
-        super().__init__(f"{path}: expected {expected}, found {one_line(found)}")
+        super().__init__(f"{printable(str(path))}: expected {expected}, found {one_line(found)}")
 
 
 class InvalidDataError(HopmemError):
@@ -51,7 +51,7 @@ class InvalidDataError(HopmemError):
     exit_code = 4
 
     def __init__(self, where: object, expected: str, found: object) -> None:
-        super().__init__(f"{where}: expected {expected}, found {one_line(found)}")
+        super().__init__(f"{printable(str(where))}: expected {expected}, found {one_line(found)}")
 
 
 class DeviceError(HopmemError):
@@ -66,7 +66,7 @@ class BankError(HopmemError):
     exit_code = 6
 
     def __init__(self, path: object, expected: str, found: object) -> None:
-        super().__init__(f"{path}: expected {expected}, found {one_line(found)}")
+        super().__init__(f"{printable(str(path))}: expected {expected}, found {one_line(found)}")
 
 
 def one_line(fact: object) -> str:
@@ -75,5 +75,14 @@ def one_line(fact: object) -> str:
     Returns:
         The text of `fact` with its white space collapsed, cut at 200 characters.
     """
-    text = " ".join(str(fact).split())
+    text = printable(" ".join(str(fact).split()))
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+def printable(text: str) -> str:
+    """A name or a message that can't upset a terminal.
+
+    Returns:
+        The text with control characters and lone surrogates escaped.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

@@ -8,10 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hopmem.atomic import replacing
+from hopmem.errors import printable
 from hopmem.pipeline import Picture
 
 MOST = 64  # pictures on a sheet
-SIDE = 96  # pixels that an image is drawn high, at least
+SIDE, WIDEST = 96, 288  # pixels that an image is drawn high, about, and wide, at most
 GAP, LINE = 8, 15  # between images, and of a line of text
 INK, PAPER, FAINT, BAD = (34, 34, 34), (255, 255, 255), (200, 200, 200), (178, 24, 43)
 
@@ -25,8 +26,7 @@ def contact_sheet(pictures: Sequence[Picture], path: Path, *, force: bool) -> No
         force: whether it may be replaced.
     """
     shown = pictures[:MOST]
-    zoom = max(1, round(SIDE / shown[0].answer.shape[0]))
-    height, width = (zoom * size for size in shown[0].answer.shape[:2])
+    height, width = _drawn_size(*shown[0].answer.shape[:2])
     cell = (3 * width + 5 * GAP, height + 2 * LINE + 2 * GAP)
     columns = max(1, min(len(shown), round((len(shown) * cell[1] / cell[0] * 1.6) ** 0.5)))
     rows = -(-len(shown) // columns)
@@ -44,6 +44,17 @@ def contact_sheet(pictures: Sequence[Picture], path: Path, *, force: bool) -> No
         sheet.save(temporary, "PNG", optimize=True)
 
 
+def _drawn_size(height: int, width: int) -> tuple[int, int]:
+    """How large an image is drawn: whole multiples of small ones, large ones made to fit.
+
+    Returns:
+        (height, width) in pixels.
+    """
+    zoom = max(1, min(round(SIDE / height), round(WIDEST / width)))
+    shrink = min(1.0, 2 * SIDE / height, WIDEST / width)
+    return max(1, round(height * zoom * shrink)), max(1, round(width * zoom * shrink))
+
+
 def _caption(
     draw: ImageDraw.ImageDraw,
     font: ImageFont.FreeTypeFont | ImageFont.ImageFont,
@@ -54,7 +65,9 @@ def _caption(
     """Write the names and the confidence below three images."""
     match = "rejected" if picture.match is None else f"= {picture.match}"
     color = BAD if picture.match is None else INK
-    for line, (text, ink) in enumerate(((picture.name, INK), (f"{match}  {picture.confidence:.3f}", color))):
+    for line, (text, ink) in enumerate(
+        ((printable(picture.name), INK), (printable(f"{match}  {picture.confidence:.3f}"), color))
+    ):
         while len(text) > 4 and draw.textlength(text, font) > width:
             text = text[:-2] + "…"  # noqa: PLW2901 # shortened until it fits
         draw.text((at[0], at[1] + line * LINE), text, ink, font)

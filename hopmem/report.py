@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from hopmem import __version__
+from hopmem.errors import printable
 from hopmem.pipeline import OptimizeResult, Outcome, RetrieveResult, StoreResult
 from hopmem.verbs import Inspection
 from hopmem.verbs.work import Watch
@@ -59,9 +59,9 @@ def show(outcome: Outcome[Any], verb: str, style: Style) -> None:
     """Print a result: JSON on stdout, or a table there (on stderr where stdout holds data)."""
     errors = Console(stderr=True, soft_wrap=True)
     for line in [] if style.quiet else outcome.warnings:
-        errors.print(f"[yellow]warning:[/] {escape(_printable(line))}", highlight=False)
+        errors.print(Text.assemble(("warning: ", "yellow"), printable(line)))
     for skip in [] if style.quiet else outcome.skipped:
-        errors.print(f"[yellow]skipped:[/] {escape(_printable(f'{skip.name}: {skip.reason}'))}", highlight=False)
+        errors.print(Text.assemble(("skipped: ", "yellow"), printable(f"{skip.name}: {skip.reason}")))
     if style.as_json:
         print(json.dumps(to_json(outcome, verb)))  # noqa: T201 # the one place that prints
     elif not style.quiet:
@@ -114,7 +114,7 @@ def tables(result: Any) -> list[Table]:
 
 def _store_table(result: StoreResult) -> Table:
     table = _facts("stored")
-    table.add_row("bank", escape(result.bank))
+    table.add_row("bank", _name(result.bank))
     table.add_row("patterns", f"{result.patterns:,} of shape {_times(result.shape)}, {result.dtype}")
     table.add_row("size", _bytes(result.bytes))
     table.add_row("duplicates", _groups(result.duplicates))
@@ -138,10 +138,8 @@ def _retrieve_table(result: RetrieveResult) -> Table:
     for heading in ("confidence", "margin", "state"):
         table.add_column(heading, justify="right")
     for match in result.results[:ROWS_SHOWN]:
-        name = "[red]rejected[/]" if match.match is None else escape(_printable(match.match))
-        table.add_row(
-            escape(_printable(match.query)), name, f"{match.confidence:.4f}", f"{match.margin:.4f}", match.state
-        )
+        name = Text("rejected", "red") if match.match is None else _name(match.match)
+        table.add_row(_name(match.query), name, f"{match.confidence:.4f}", f"{match.margin:.4f}", match.state)
     if len(result.results) > ROWS_SHOWN:
         table.caption = f"{len(result.results) - ROWS_SHOWN:,} more; --json and --ndjson give all of them"
     return table
@@ -194,7 +192,7 @@ def _pairs_table(result: Inspection) -> Table:
     table.add_column("b", overflow="fold")
     table.add_column("cosine", justify="right")
     for pair in result.closest_pairs:
-        table.add_row(escape(_printable(pair.a)), escape(_printable(pair.b)), f"{pair.cosine:.6f}")
+        table.add_row(_name(pair.a), _name(pair.b), f"{pair.cosine:.6f}")
     return table
 
 
@@ -204,29 +202,25 @@ def _facts(heading: str) -> Table:
     return table
 
 
-def _groups(groups: list[list[str]]) -> str:
+def _groups(groups: list[list[str]]) -> Text:
     """Groups of names in a line.
 
     Returns:
-        The first few, and how many there are.
+        How many there are, and the first few.
     """
     if not groups:
-        return "none"
-    shown = "; ".join(
-        " = ".join(_printable(name) for name in group[:4]) + (" = …" if len(group) > 4 else "") for group in groups[:5]
-    )
-    return escape(f"{len(groups)}: {shown}" + ("; …" if len(groups) > 5 else ""))
+        return Text("none")
+    shown = [" = ".join([*map(printable, group[:4]), *(["…"] if len(group) > 4 else [])]) for group in groups[:5]]
+    return Text(f"{len(groups)}: " + "; ".join([*shown, *(["…"] if len(groups) > 5 else [])]))
 
 
-def _printable(text: str) -> str:
-    """A name or a message that can't upset the terminal.
+def _name(name: str) -> Text:
+    """A name as it is: nothing in it is markup.
 
     Returns:
-        The text with control characters and lone surrogates escaped.
+        The printable name.
     """
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
-    encoding = sys.stdout.encoding or "utf-8"
-    return shown.encode(encoding, "backslashreplace").decode(encoding)
+    return Text(printable(name))
 
 
 def _number(value: float | None) -> str:

@@ -101,7 +101,11 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
         write(tmp_path / "file" / "x", "new")
 
 
-@pytest.mark.parametrize("name", ["😀" * 60 + ".npy", "a" * 251 + ".npy", "a." + "b" * 253, "ä" * 127])
+@pytest.mark.parametrize(
+    "name",
+    ["😀" * 60 + ".npy", "a" * 251 + ".npy", "a." + "b" * 253, "ä" * 127],
+    ids=["wide", "long", "suffix", "umlauts"],
+)
 def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, name):
     (tmp_path / name).write_text("old")
     write(tmp_path / name, "new")

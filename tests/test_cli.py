@@ -20,7 +20,8 @@ COMMANDS = ("store", "optimize", "retrieve", "inspect")
 NUMBER = (int, float)
 MAYBE = (int, float, type(None))
 SHARED = {"schema": str, "version": str, "device": str, "seconds": float, "warnings": list, "skipped": list}
-SIDE = {key: MAYBE for key in ("min", "mean", "max_cosine", "min_angle_degrees", "radius")} | {"quantiles": dict}
+SIDE = dict.fromkeys(("min", "mean", "max_cosine", "min_angle_degrees", "radius"), MAYBE) | {"quantiles": dict}
+ANGLES = {"max_cosine": float, "min_angle_degrees": float, "mean_cosine": float}
 CONTRACT: dict[str, dict[str, Any]] = {
     "store": {
         "bank": str,
@@ -36,9 +37,7 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "feature_dimension": int,
         "steps": int,
         "loss": {"first": float, "last": float},
-        "separation": dict.fromkeys(
-            ("raw", "learned"), {"max_cosine": float, "min_angle_degrees": float, "mean_cosine": float}
-        ),
+        "separation": {"raw": ANGLES, "learned": ANGLES},
         "validation": list,
         "kept": str,
     },
@@ -152,7 +151,7 @@ def test_every_command_has_the_options_that_all_share(command):
 
 
 @pytest.mark.parametrize("columns", ["40", "80"])
-@pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)], ids=lambda command: " ".join(command))
+@pytest.mark.parametrize("command", [(), *((command,) for command in COMMANDS)], ids=" ".join)
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_help_is_printed_on_stdout(command, columns, flag, hopmem: Hopmem):
     result = hopmem(*command, flag, env={"COLUMNS": columns})

@@ -50,7 +50,7 @@ def test_the_bounds_are_those_of_the_equations(error, beta, inspected: Path, Z: 
     bounds = ask("inspect", inspected, "--beta", beta, "--error", error, "--alpha", 2)["bounds"]
     cosine, M, D = max(reference.pair_cosines(Z).values()), len(Z), Z.shape[1]
     delta, radius = 1 - cosine, math.sqrt(2 - 2 * cosine) / 2
-    near = dict(rel=1e-3, abs=1e-5)
+    near = {"rel": 1e-3, "abs": 1e-5}
     ratio = math.sqrt(math.pi) / M * math.gamma((D + 1) / 2)
     assert bounds["lower"] == pytest.approx(0.5 * (ratio / math.gamma(D / 2 + 1)) ** (2 / (D - 1)))
     assert bounds["upper"] == pytest.approx(2 * (2 * ratio / math.gamma(D / 2)) ** (1 / (D - 1)))

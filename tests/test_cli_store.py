@@ -4,6 +4,7 @@ import gzip
 import json
 import shutil
 import struct
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def opened(bank: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def names(bank: Path) -> tuple[str, ...]:
     tensors, _ = opened(bank)
     raw, ends = bytes(tensors["names"].tolist()), tensors["names.offsets"].tolist()
-    return tuple(raw[start:end].decode() for start, end in zip(ends[:-1], ends[1:], strict=True))
+    return tuple(raw[start:end].decode() for start, end in pairwise(ends))
 
 
 def write(path: Path, array: Array) -> None:

@@ -26,7 +26,7 @@ def test_an_unknown_kind_of_device_is_a_usage_error(name):
         resolve(name)
 
 
-@pytest.mark.parametrize("name", ["cuda:99", "cuda:127", "cuda:128", "cuda:9999999999999999999999"])
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:127", "cuda:128", "cuda:257", "cuda:9999999999999999999999"])
 def test_a_device_that_is_not_there_is_a_device_error(name):
     with refused(5, name):
         resolve(name)

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from torch import Tensor
 
@@ -45,12 +44,11 @@ def rgb(image: Tensor) -> Array:
 def places(sheet: Array, image: Array, zoom: int = 16) -> list[tuple[int, int]]:
     """Where an image stands on the sheet, enlarged: (left, top)."""
     large = image.repeat(zoom, 0).repeat(zoom, 1)
-    corners = np.argwhere((sliding_window_view(sheet, (1, 1, 3))[:, :, 0, 0, 0] == large[0, 0]).all(-1))
     height, width = large.shape[:2]
-    fits = [
-        (left, top) for top, left in corners if np.array_equal(sheet[top : top + height, left : left + width], large)
-    ]
-    return [(int(left), int(top)) for left, top in fits]
+    first, last = (sheet == large[0, 0]).all(-1), (sheet == large[-1, -1]).all(-1)
+    corners = first[: len(sheet) - height + 1, : sheet.shape[1] - width + 1] & last[height - 1 :, width - 1 :]
+    found = [(left, top) for top, left in np.argwhere(corners).tolist()]
+    return [(x, y) for x, y in found if np.array_equal(sheet[y : y + height, x : x + width], large)]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -76,10 +74,10 @@ def test_unknown_pixels_are_chequered(shape, tmp_path: Path):
 
 
 def test_every_picture_up_to_the_most_is_drawn(tmp_path: Path):
-    pictures = [picture((2, 2), seed) for seed in range(MOST + 1)]
+    pictures = [picture((6, 8), seed) for seed in range(MOST + 1)]
     sheet = drawn(tmp_path, *pictures)
-    found = [bool(places(sheet, rgb(each.answer), zoom=48)) for each in pictures]
-    assert found == [True] * MOST + [False]
+    found = [len(places(sheet, rgb(pictures[number].answer))) for number in (0, MOST - 1, MOST)]
+    assert found == [1, 1, 0]
 
 
 def test_values_beyond_black_and_white_are_clamped(tmp_path: Path):
@@ -100,7 +98,7 @@ def test_any_name_can_be_written_below(name, tmp_path: Path):
     assert drawn(tmp_path, picture(name=name, match=name)).shape == plain.shape
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (200, 200, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20), (300, 1), (200, 200, 3)], ids=str)
 def test_images_of_any_size_are_drawn(shape, tmp_path: Path):
     one = picture(shape)
     assert places(drawn(tmp_path, one), rgb(one.answer), zoom=max(1, round(96 / shape[0])))
@@ -108,6 +106,6 @@ def test_images_of_any_size_are_drawn(shape, tmp_path: Path):
 
 def test_a_sheet_is_not_overwritten_without_force(tmp_path: Path):
     (tmp_path / "sheet.png").write_bytes(b"precious")
-    with pytest.raises(WouldOverwriteError, match="sheet.png"):
+    with pytest.raises(WouldOverwriteError, match=r"sheet\.png"):
         contact_sheet([picture()], tmp_path / "sheet.png", force=False)
     assert (tmp_path / "sheet.png").read_bytes() == b"precious"

@@ -15,6 +15,7 @@ from torch import Tensor
 from hopmem.model.kernel import blocks
 from hopmem.model.separation import Progress, UnitRows
 
+FIRST = 16  # memories, the worst separated, that are looked at before the rest
 FARTHEST = 2.0  # the largest distance between two unit features
 
 
@@ -150,7 +151,8 @@ def _visit(
     M = len(Z)
     order = delta.argsort()
     size = max(1, min(1024, budget // (M * 8 * 6)))
-    for done in blocks(M, size):
+    first = min(M, FIRST)  # a few of the worst settle most of the rest
+    for done in (slice(0, first), *(slice(rows.start + first, rows.stop + first) for rows in blocks(M - first, size))):
         chosen = order[done][~settled(delta[order[done]])]
         if len(chosen):
             visit(_distances(Z, chosen, size))

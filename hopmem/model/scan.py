@@ -77,12 +77,12 @@ def known_scores(X: Tensor, known: Tensor, memory: Features, budget: int) -> Ten
     Returns:
         Scores [b, M], float32; 0 where a memory is zero on all the known entries.
     """
-    Y, mask = unit(torch.where(known, X, 0)), known.to(X.dtype)
+    Y, mask = unit(torch.where(known, X, 0)), known.double()
     S = X.new_empty(len(X), len(memory))
     for rows in blocks(len(memory), memory_rows(memory.dimension, budget)):
         Z = memory[rows]
-        norm = (mask @ Z.square().T).sqrt()  # [b, m]
-        S[:, rows] = torch.where(norm > 0, (Y @ Z.T) / norm.clamp_min(torch.finfo(Z.dtype).tiny), 0)
+        norm = (mask @ Z.double().square().T).sqrt()  # [b, m]; float32 would lose what is known beside what is not
+        S[:, rows] = torch.where(norm > 0, (Y @ Z.T) / norm.clamp_min(torch.finfo(torch.float64).tiny), 0)
     return S
 
 

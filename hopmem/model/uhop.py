@@ -21,6 +21,7 @@ from hopmem.model.separation import Progress, average_loss
 RIDGES = (0.0, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # ρ, in units of the largest eigenvalue of C
 RANK_CUT = 1e-12  # an eigenvalue below this share of the largest is a zero that was rounded
 SUFFICIENT = 0.1  # Armijo: the share of the promised decrease that a step must bring
+PATIENCE = 3  # checks on the ruler that may pass without a better loss
 RULER = 2048  # memories on which candidates are compared
 
 
@@ -193,7 +194,7 @@ def _descend(
     """
     best, best_loss = A, ruler_loss(A)
     t, rate, curve, steps = training.temperature, training.learning_rate, [], 0
-    check_every = max(1, training.steps // 10)
+    check_every, idle = max(1, training.steps // 10), 0
     for step in range(training.steps):
         if time.monotonic() > deadline:
             break
@@ -208,8 +209,12 @@ def _descend(
         if moved == 0:
             break  # no step along the gradient helps: a minimum to float32
         rate, steps = 2 * moved, step + 1
-        if steps % check_every == 0 and (now := ruler_loss(A)) < best_loss:
-            best, best_loss = A, now
+        if steps % check_every == 0:
+            now, idle = ruler_loss(A), idle + 1
+            if now < best_loss:
+                best, best_loss, idle = A, now, 0
+            if idle == PATIENCE:
+                break  # the batches differ by more than the descent brings
         if progress:
             progress(steps, training.steps)
     if ruler_loss(A) < best_loss:

@@ -4,7 +4,10 @@ import gzip
 import math
 import pickle
 import struct
+import tokenize
+import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,24 @@ from hopmem.errors import InvalidDataError, UnreadableError
 from hopmem.patterns.source import Form, Loaded, Reading, guess_layout, pixel_scale
 
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
-GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC, NPY_MAGIC, ZIP_MAGIC, PICKLE_MAGIC = b"\x1f\x8b", b"\x93NUMPY", b"PK", b"\x80"
+PICKLED = "one that needs pickle, which could run code"
+# What the readers raise at a damaged file.
+DAMAGED = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+    struct.error,
+)
 
 
 def load_array(path: Path, kind: str, reading: Reading) -> Loaded:
@@ -84,10 +104,12 @@ def _tensor(path: Path, array: object) -> Tensor:
         The tensor, sharing memory where the types allow it.
 
     Raises:
-        InvalidDataError: the entries are no numbers.
+        InvalidDataError: the entries are no real numbers.
     """
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buifc":
-        raise InvalidDataError(path, "an array of numbers", f"type {getattr(array, 'dtype', type(array).__name__)}")
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        raise InvalidDataError(
+            path, "an array of real numbers", f"type {getattr(array, 'dtype', type(array).__name__)}"
+        )
     kind, width = array.dtype.kind, array.dtype.itemsize
     if kind == "u" and width > 2:
         # torch computes with no unsigned type wider than 16 bits
@@ -99,30 +121,47 @@ def _tensor(path: Path, array: object) -> Tensor:
     return torch.from_numpy(array if array.flags.c_contiguous else np.ascontiguousarray(array))
 
 
+def _begins(path: Path, expected: str, *magics: bytes) -> None:
+    """Check the first bytes, since NumPy and torch take whatever they do not know for a pickle.
+
+    Raises:
+        UnreadableError: others.
+    """
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start.startswith(magics):
+        raise UnreadableError(path, expected, f"bytes {start.hex(' ')}" if start else "an empty file")
+
+
+def _needs_pickle(error: Exception) -> bool:
+    return any(word in str(error) for word in ("pickle", "Object arrays"))
+
+
 def _read_npy(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+    expected = "a NumPy .npy file"
+    _begins(path, expected, NPY_MAGIC)
     try:
         # Copy-on-write, because torch warns of arrays that it could not write to.
         array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except (ValueError, OSError, EOFError, SyntaxError) as error:
-        if "pickle" in str(error) or "Object" in str(error) or "object" in str(error):
-            raise InvalidDataError(
-                path, "an array of numbers", "one that needs pickle, which could run code"
-            ) from error
-        raise UnreadableError(path, "a NumPy .npy file", error) from error
+    except DAMAGED as error:
+        if _needs_pickle(error):
+            raise InvalidDataError(path, "an array of numbers", PICKLED) from error
+        raise UnreadableError(path, expected, error) from error
     return _tensor(path, array), None
 
 
 def _read_npz(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+    expected = "a NumPy .npz file"
+    _begins(path, expected, ZIP_MAGIC)
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             key = _choose(path, list(archive.files), key)
-            return _tensor(path, archive[key]), key
-    except (ValueError, OSError, EOFError, KeyError, AttributeError, zipfile.BadZipFile) as error:
-        if "pickle" in str(error) or "Object" in str(error):
-            raise InvalidDataError(
-                path, "an array of numbers", "one that needs pickle, which could run code"
-            ) from error
-        raise UnreadableError(path, "a NumPy .npz file", error) from error
+            array = archive[key]
+    except DAMAGED as error:
+        if _needs_pickle(error):
+            raise InvalidDataError(path, "an array of numbers", PICKLED) from error
+        raise UnreadableError(path, expected, error) from error
+    return _tensor(path, array), key
 
 
 def _read_safetensors(path: Path, key: str | None) -> tuple[Tensor, str | None]:
@@ -136,16 +175,21 @@ def _read_safetensors(path: Path, key: str | None) -> tuple[Tensor, str | None]:
 
 
 def _read_pt(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+    expected = "a torch file"
+    _begins(path, expected, ZIP_MAGIC, PICKLE_MAGIC)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols, which are read as safely
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InvalidDataError(
-            path, "a tensor or a dictionary of tensors", "something that needs full pickle, which could run code"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise UnreadableError(path, "a torch file", error) from error
+        if "Unsupported" not in str(error) and "not an allowed" not in str(error) and "GLOBAL" not in str(error):
+            raise UnreadableError(path, expected, error) from error
+        raise InvalidDataError(path, "a tensor or a dictionary of tensors", PICKLED) from error
+    except DAMAGED as error:
+        raise UnreadableError(path, expected, error) from error
     if isinstance(content, dict):
-        key = _choose(path, [str(each) for each in content], key)
+        content = {str(name): each for name, each in content.items()}
+        key = _choose(path, list(content), key)
         content = content[key]
     else:
         key = None
@@ -160,7 +204,7 @@ def _read_idx(path: Path, key: str | None) -> tuple[Tensor, str | None]:
             opener = gzip.open if plain.read(2) == GZIP_MAGIC else open
         with opener(path, "rb") as file:
             raw = file.read()
-    except (OSError, EOFError) as error:
+    except DAMAGED as error:
         raise UnreadableError(path, "an idx file", error) from error
     if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES or len(raw) < 4 + 4 * raw[3]:
         raise UnreadableError(

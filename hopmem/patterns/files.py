@@ -62,14 +62,11 @@ def kind_of(path: Path) -> str | None:
     Returns:
         npy, npz, csv, tsv, safetensors, pt, idx or image; None where the suffix says nothing, as for a folder.
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    inner = suffixes[-2] if suffixes[-1:] == [".gz"] and len(suffixes) > 1 else (suffixes or [""])[-1]
-    bare = path.name.lower().removesuffix(".gz")
-    if bare.endswith(("-ubyte", ".idx")) or "-idx" in bare:
+    name = path.name.lower()
+    bare, suffix = name.removesuffix(".gz"), path.suffix.lower()
+    if bare.endswith(("-ubyte", ".idx")) or (suffix in {"", ".gz"} and "-idx" in bare):
         return "idx"
-    if inner in IMAGE_SUFFIXES:
-        return "image"
-    return None if suffixes[-1:] == [".gz"] else KINDS.get(inner)
+    return "image" if suffix in IMAGE_SUFFIXES else KINDS.get(suffix)
 
 
 def load(sources: Sequence[str], reading: Reading) -> Loaded:
@@ -86,10 +83,13 @@ def load(sources: Sequence[str], reading: Reading) -> Loaded:
         InvalidDataError: the sources differ in shape.
     """
     several = sum(Path(source).is_dir() for source in sources) > 1
-    parts = []
+    parts: list[Loaded] = []
     for group in _groups(sources):
-        part = _checked(_load_group(group, reading, prefix=several), group[0], reading)
-        parts.append(part)
+        part = _load_group(group, reading, prefix=several)
+        before = sum(len(each.stored) + len(each.skipped) for each in parts)
+        if part.names is None and before:
+            part = replace(part, names=tuple(str(before + row) for row in range(len(part.stored))))
+        parts.append(_checked(part, group[0], reading))
     for group, part in zip(_groups(sources), parts, strict=True):
         if part.shape != parts[0].shape:
             raise InvalidDataError(
@@ -166,7 +166,9 @@ def targets(target: str, kind: str, form: Form, names: Sequence[str]) -> list[Pa
     names = [image.name for image in form.images] or [f"{name}.png" for name in names]
     seen: dict[PurePosixPath, str] = {}
     for name in names:
-        inside = PurePosixPath(*(part for part in PurePosixPath(name).parts if part not in {"..", "/"}))
+        inside = PurePosixPath(*(part for part in PurePosixPath(name).parts if part.strip("/") not in {"", ".."}))
+        if not inside.name:
+            raise InvalidDataError(target, "a name for each answer", repr(name))
         if inside in seen:
             raise InvalidDataError(
                 target, "a file for each query", f"{name!r} and {seen[inside]!r}, which would write one"

@@ -95,7 +95,7 @@ def load_images(files: Sequence[Path], names: Sequence[str], kind: str, reading:
         scale={"uint8": 1 / 255, "uint16": 1 / 65535}.get(target.dtype.name, 1.0),
         layout="HW" if target.mode == "L" else "HWC",
         names=tuple(form.name for form in images),
-        known=torch.from_numpy(known.reshape(len(rows), -1)) if partial and reading.partial else None,
+        known=torch.from_numpy(np.array(known.reshape(len(rows), -1))) if partial and reading.partial else None,
         skipped=tuple(skipped),
         notes=_transparency_note(opaque) if partial and not reading.partial else (),
     )
@@ -161,8 +161,7 @@ def _probe(
     for file, name in zip(files, names, strict=True):
         try:
             with _opened(file) as image:
-                turned = image.getexif().get(ORIENTATION) in TURNED
-                size = image.size[::-1] if turned else image.size
+                size = _upright_size(file, image)
                 forms.append((ImageForm(name, (size[0], size[1]), image.mode), file))
         except (UnreadableError, MissingInputError) as problem:
             error = problem
@@ -172,6 +171,23 @@ def _probe(
     if error is not None and (reading.on_bad == "error" or not forms):
         raise error
     return forms
+
+
+def _upright_size(file: Path, image: Image.Image) -> tuple[int, int]:
+    """Width and height as the image is meant to be seen.
+
+    Returns:
+        (width, height).
+
+    Raises:
+        UnreadableError: damaged before its size was plain.
+    """
+    try:
+        # Pillow's TIFF reader has turned the size already.
+        turned = image.format != "TIFF" and image.getexif().get(ORIENTATION) in TURNED
+    except UNREADABLE as error:
+        raise UnreadableError(file, "a whole image", _reason(error)) from error
+    return image.size[::-1] if turned else image.size
 
 
 def _target(forms: list[tuple[ImageForm, Path]], files: dict[str, Path], reading: Reading) -> Target:
@@ -247,8 +263,8 @@ def _decode(file: Path, target: Target) -> tuple[Pixels, Pixels]:
         with _opened(file) as opened:
             image = ImageOps.exif_transpose(opened)
             alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-            image = _resized(_in_mode(image, target), target.size)
-            pixels = _pixels(image, target)
+            image = _in_mode(image, target)
+            pixels = _pixels(_resized(image, target.size), target, deep=image.mode in DEEP)
             if alpha is None:
                 return pixels, np.ones(pixels.shape[:2], bool)
             return pixels, np.asarray(alpha.resize(target.size, Image.Resampling.NEAREST)) > 0
@@ -280,14 +296,13 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return (image.convert("F") if image.mode in DEEP else image).resize(size, Image.Resampling.LANCZOS)
 
 
-def _pixels(image: Image.Image, target: Target) -> Pixels:
+def _pixels(image: Image.Image, target: Target, *, deep: bool) -> Pixels:
     """The pixels in the target's depth; 8 bits widen to 16 by 257, which takes 255 to 65535.
 
     Returns:
         An array of the target's shape.
     """
     array = np.asarray(image)
-    deep = image.mode in DEEP or (image.mode == "F" and target.dtype == np.uint16)
     if target.dtype == np.float32:
         array = array.astype(np.float32) / (65535 if deep else 255 if array.dtype == np.uint8 else 1)
     elif target.dtype == np.uint16:

@@ -47,7 +47,7 @@ def load_table(path: Path, kind: str, reading: Reading) -> Loaded:
     values, names, skipped = [], [], []
     for number, row in body:
         try:
-            values.append(_numbers(f"{path}, line {number}", row, width, id_column, kind))
+            values.append(_numbers(f"{path}, line {number}", row, width, id_column, kind, partial=reading.partial))
             names.append(row[id_column] if id_column is not None else str(number - body[0][0]))
         except InvalidDataError as error:
             if reading.on_bad == "error":
@@ -70,13 +70,14 @@ def load_table(path: Path, kind: str, reading: Reading) -> Loaded:
 def save_table(path: Path, kind: str, array: Tensor, form: Form, names: list[str]) -> None:
     """Write rows [N, ...] as a table, with the header and the id column that the queries had."""
     rows = array.reshape(len(array), -1)
+    digits = repr if array.dtype == torch.float64 or not array.is_floating_point() else "{:.9g}".format
     width = rows.shape[1] + (form.id_column is not None)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter=DELIMITERS[kind], lineterminator="\n")
         if form.header and len(form.header) == width:
             writer.writerow(form.header)
         for name, row in zip(names, rows, strict=True):
-            cells = [format(value, ".9g") for value in row.tolist()]
+            cells = [digits(value) for value in row.tolist()]
             if form.id_column is not None:
                 cells.insert(form.id_column, name)
             writer.writerow(cells)
@@ -136,7 +137,7 @@ def _id_column(path: Path, header: tuple[str, ...] | None, width: int, wanted: s
     raise InvalidDataError(path, f"a column {wanted!r}", found)
 
 
-def _numbers(where: str, row: list[str], width: int, id_column: int | None, kind: str) -> list[float]:
+def _numbers(where: str, row: list[str], width: int, id_column: int | None, kind: str, *, partial: bool) -> list[float]:
     """The numbers of one row.
 
     Returns:
@@ -155,5 +156,9 @@ def _numbers(where: str, row: list[str], width: int, id_column: int | None, kind
                 raise InvalidDataError(
                     f"{where}, column {place}", f"{hint}, cells separated by {DELIMITERS[kind]!r}", cell
                 )
-            numbers.append(math.nan if cell.lower() in UNKNOWN else float(cell))
+            number = math.nan if cell.lower() in UNKNOWN else float(cell)
+            if math.isinf(number) or (math.isnan(number) and not partial):
+                found = cell or "an empty cell"
+                raise InvalidDataError(f"{where}, column {place}", "a finite number (or --on-bad skip)", found)
+            numbers.append(number)
     return numbers

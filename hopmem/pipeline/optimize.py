@@ -45,7 +45,12 @@ def optimize(
     device = str(resolve(machine.device))
     with memory_errors():
         learned = verbs.optimize(
-            bank, seed=machine.seed, device=device, budget=machine.budget, watch=machine.watch, **options
+            bank,
+            seed=bank.seed if machine.seed is None else machine.seed,
+            device=device,
+            budget=machine.budget,
+            watch=machine.watch,
+            **options,
         )
     learned.save(output or bank_path, force=force or output is None)
     how = learned.learning

@@ -17,7 +17,7 @@ class Machine:
     """What the work runs on, and who watches it."""
 
     device: str = "auto"
-    seed: int = 0
+    seed: int | None = None  # None: what the bank remembers
     budget: int = DEFAULT_BUDGET  # bytes of working memory for a block
     watch: Watch | None = None
 

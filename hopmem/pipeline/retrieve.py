@@ -74,8 +74,13 @@ def retrieve(
 
     Returns:
         What came back.
+
+    Raises:
+        UsageError: pictures of rows that are no images.
     """
     bank = MemoryBank.load(bank_path)
+    if pictures and (bank.layout is None or bank.values is not None):
+        raise UsageError("--plot: expected a bank of images that returns its patterns, found rows of numbers or values")
     device = str(resolve(machine.device))
     with memory_errors():
         read = _queries(queries, bank, reading, mask, missing)
@@ -137,12 +142,13 @@ def _hidden(mask: str, loaded: Loaded) -> Tensor:
     """
     B, d = loaded.stored.shape
     rows = load([mask], Reading()).stored
-    if rows.numel() == d and rows.shape[1] != d:
-        rows = rows.reshape(1, d)  # one array of a pattern's own shape
+    pixels = loaded.layout in {"HWC", "CHW"} and d % 3 == 0 and d // 3
+    if rows.numel() in {d, pixels} and rows.shape[1] not in {d, pixels}:
+        rows = rows.reshape(1, -1)  # one array of a pattern's own shape
     hidden = rows.float() != 0
-    if loaded.layout in {"HWC", "CHW"} and hidden.shape[1] * 3 == d:
-        pixels = hidden[:, :, None].expand(-1, -1, 3) if loaded.layout == "HWC" else hidden[:, None].expand(-1, 3, -1)
-        hidden = pixels.reshape(len(hidden), d)
+    if hidden.shape[1] == pixels:
+        spread = hidden[:, :, None].expand(-1, -1, 3) if loaded.layout == "HWC" else hidden[:, None].expand(-1, 3, -1)
+        hidden = spread.reshape(len(hidden), d)
     if hidden.shape[1] != d or len(hidden) not in {1, B}:
         raise InvalidDataError(mask, f"a mask [{d}] for all queries or [{B}, {d}], one for each", list(hidden.shape))
     return hidden
@@ -261,12 +267,7 @@ def _pictures(
 
     Returns:
         A picture for each query.
-
-    Raises:
-        UsageError: the patterns are no images.
     """
-    if bank.layout is None or bank.values is not None:
-        raise UsageError("--plot: expected a bank of images that returns its patterns, found rows of numbers or values")
 
     def image(row: Tensor) -> Tensor:
         pixels = row.reshape(bank.shape)

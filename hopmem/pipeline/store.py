@@ -74,7 +74,9 @@ def store(
         warnings = [*loaded.notes, *_name_warnings(bank)]
         if not dry_run:
             block = pair_block(max(bank.dimension, bank.feature_dimension), machine.budget)
-            bank = replace(bank, seed=machine.seed).tuned(device, block, stage(machine.watch, "measuring"))
+            bank = replace(bank, seed=bank.seed if machine.seed is None else machine.seed).tuned(
+                device, block, stage(machine.watch, "measuring")
+            )
             warnings += [] if old is None else _append_warnings(old, bank)
             bank.save(path, force=force or append)
         result = StoreResult(

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hopmem.bank import MemoryBank
+from hopmem.bank import MemoryBank, as_rows
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import InvalidDataError, UsageError
 from hopmem.model.hopfield import Dynamics, Retrieval, complete
@@ -138,9 +138,9 @@ def _queries(bank: MemoryBank, Q: Any, mask: Any) -> tuple[Tensor, Tensor | None
         X [B, d] float32, unknown entries 0, and bool [B, d], or None where all are known.
 
     Raises:
-        InvalidDataError: queries of another dimension, infinities, or a query of which nothing is known.
+        InvalidDataError: queries of another dimension, too large for float32, or of which nothing is known.
     """
-    rows = torch.as_tensor(Q).detach().cpu()
+    rows = as_rows(Q, "queries", partial=True)
     rows = rows[None] if tuple(rows.shape) == bank.shape and rows.ndim == len(bank.shape) else rows
     if rows.ndim < 2 or len(rows) == 0 or rows[0].numel() != bank.dimension:
         expected = f"queries [B, {bank.dimension}] like the bank's patterns"
@@ -149,14 +149,14 @@ def _queries(bank: MemoryBank, Q: Any, mask: Any) -> tuple[Tensor, Tensor | None
     X = rows.reshape(len(rows), -1).float() * scale  # [B, d]
     unknown = X.isnan()
     if mask is not None:
-        hidden = torch.as_tensor(mask).cpu().bool()
+        hidden = as_rows(mask, "mask").bool()
         if hidden.numel() not in {X.numel(), bank.dimension}:
             raise InvalidDataError("mask", f"shape {list(rows.shape)} or that of one query", f"{list(hidden.shape)}")
         unknown = unknown | hidden.reshape(-1, bank.dimension)
     X = X.masked_fill(unknown, 0)
     if not bool(X.isfinite().all()):
         row = int((~X.isfinite()).any(1).nonzero()[0, 0])
-        raise InvalidDataError(f"queries, row {row}", "finite numbers, or NaN for unknown entries", "an infinity")
+        raise InvalidDataError(f"queries, row {row}", "numbers that float32 can hold", "larger ones")
     if bool(unknown.all(1).any()):
         row = int(unknown.all(1).nonzero()[0, 0])
         raise InvalidDataError(f"queries, row {row}", "at least one known entry", "none")

@@ -87,7 +87,7 @@ def test_a_gap_is_unknown_in_a_query_and_a_mistake_in_a_pattern(table, gap):
     loaded = table(f"x,y\n1,2\n3,{gap}\n", partial=True)
     assert loaded.known.tolist() == [[True, True], [True, False]]
     assert loaded.stored[0].tolist() == [1.0, 2.0]
-    with refused(4, "NaN", "row 1"):
+    with refused(4, "NaN", "table.csv"):
         table(f"x,y\n1,2\n3,{gap}\n")
 
 
@@ -155,7 +155,7 @@ def test_one_column_and_one_row_are_enough(table):
 
 @pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e400", "1e39"])
 def test_a_number_beyond_float32_is_no_finite_number(table, cell):
-    with refused(4, "row 1"):
+    with refused(4, "table.csv"):
         table(f"1,2\n3,{cell}\n", partial=True)
 
 
