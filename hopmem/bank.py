@@ -280,7 +280,7 @@ def _encodable(name: str) -> str:
 
 
 def _sort_header(path: Path) -> None:
-    """Put the keys of a safetensors header in order: the library leaves them in any, and equal banks have equal bytes."""
+    """Put the keys of a safetensors header in order, which the library leaves to chance: equal banks, equal bytes."""
     with path.open("rb+") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))

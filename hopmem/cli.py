@@ -106,18 +106,18 @@ def _parse_size(text: str) -> tuple[int, int]:
 
 
 def _parse_beta(text: Any) -> float | str:
-    return "auto" if text == "auto" else _parse_number(float, 0, 1e30)(text)
+    return "auto" if text == "auto" else _parse_number(float, 0, 1e30, "auto or a number")(text)
 
 
 def _parse_number(
-    kind: type[int] | type[float], least: float = -math.inf, most: float = math.inf
+    kind: type[int] | type[float], least: float = -math.inf, most: float = math.inf, what: str | None = None
 ) -> Callable[[Any], int | float]:
     """Read a number in a range, and say what was found where it is none.
 
     Returns:
         A parser for an option.
     """
-    words = "a whole number" if kind is int else "a number"
+    words = what or ("a whole number" if kind is int else "a number")
     span = f" from {least:g}" if least > -math.inf else ""
     span += f" to {most:g}" if most < math.inf else ""
 
@@ -146,9 +146,9 @@ def _remember_verbose(ctx: typer.Context, verbose: bool) -> bool:
 
 Bank = Annotated[str, typer.Argument(help="The bank, a .safetensors file made by hopmem store.", metavar="BANK")]
 Sources = Annotated[
-    list[str] | None, typer.Argument(help="Arrays, tables, images, folders; - is stdin.", metavar="SOURCE…")
+    list[str] | None, typer.Argument(help="Arrays, tables, images, folders; - is stdin.", metavar="SOURCE...")
 ]
-Queries = Annotated[list[str] | None, typer.Argument(help="As the sources of store; - is stdin.", metavar="QUERY…")]
+Queries = Annotated[list[str] | None, typer.Argument(help="As the sources of store; - is stdin.", metavar="QUERY...")]
 ListFile = Annotated[
     list[str] | None, typer.Option("-T", "--files-from", help="A file with one source a line.", metavar="FILE")
 ]

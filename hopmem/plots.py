@@ -38,7 +38,8 @@ def contact_sheet(pictures: Sequence[Picture], path: Path, *, force: bool) -> No
     for number, picture in enumerate(shown):
         left, top = number % columns * cell[0] + GAP, number // columns * cell[1] + LINE + GAP
         for place, image in enumerate((_query(picture), _pixels(picture.answer), _pixels(picture.stored))):
-            sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (left + place * (width + GAP), top))
+            smooth = Image.Resampling.LANCZOS if height < image.height else Image.Resampling.NEAREST
+            sheet.paste(image.resize((width, height), smooth), (left + place * (width + GAP), top))
         _caption(draw, font, picture, (left, top + height + 2), 3 * width + 2 * GAP)
     with replacing(path, force=force) as temporary:
         sheet.save(temporary, "PNG", optimize=True)

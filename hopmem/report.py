@@ -2,10 +2,12 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console
@@ -57,6 +59,9 @@ def watching(*, quiet: bool) -> Iterator[Watch | None]:
 
 def show(outcome: Outcome[Any], verb: str, style: Style) -> None:
     """Print a result: JSON on stdout, or a table there (on stderr where stdout holds data)."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without Greek gets escapes, not an error
     errors = Console(stderr=True, soft_wrap=True)
     for line in [] if style.quiet else outcome.warnings:
         errors.print(Text.assemble(("warning: ", "yellow"), printable(line)))

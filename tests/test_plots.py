@@ -98,10 +98,17 @@ def test_any_name_can_be_written_below(name, tmp_path: Path):
     assert drawn(tmp_path, picture(name=name, match=name)).shape == plain.shape
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 20), (300, 1), (200, 200, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(512, 512, 3), (300, 1), (20, 3000)], ids=str)
+def test_large_images_are_drawn_small(shape, tmp_path: Path):
+    sheet = drawn(tmp_path, picture(shape))
+    assert sheet.shape[0] < 300
+    assert sheet.shape[1] < 1000
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 20), (96, 96, 3), (190, 200)], ids=str)
 def test_images_of_any_size_are_drawn(shape, tmp_path: Path):
     one = picture(shape)
-    assert places(drawn(tmp_path, one), rgb(one.answer), zoom=max(1, round(96 / shape[0])))
+    assert places(drawn(tmp_path, one), rgb(one.answer), zoom=max(1, min(round(96 / shape[0]), round(288 / shape[1]))))
 
 
 def test_a_sheet_is_not_overwritten_without_force(tmp_path: Path):

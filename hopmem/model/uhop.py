@@ -21,7 +21,7 @@ from hopmem.model.separation import Progress, average_loss
 RIDGES = (0.0, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # ρ, in units of the largest eigenvalue of C
 RANK_CUT = 1e-12  # an eigenvalue below this share of the largest is a zero that was rounded
 SUFFICIENT = 0.1  # Armijo: the share of the promised decrease that a step must bring
-PATIENCE = 3  # checks on the ruler that may pass without a better loss
+PATIENCE = 3  # looks at the ruler without a better loss, after which the batches differ by more than the descent brings
 RULER = 2048  # memories on which candidates are compared
 
 
@@ -94,8 +94,9 @@ def learn_average(patterns: Patterns, training: Training, progress: Progress | N
     W0 = min((whitened.map(ridge) for ridge in RIDGES), key=lambda W: loss_of(W[:D]))
     A = torch.eye(D, rank, device=W0.device)
     batches = _batches(patterns, whitened.mean, W0, training.batch_size, generator)
-    best, curve, steps = _descend(A, batches, training, lambda A: loss_of(A @ W0), deadline, progress)
-    W = even_rows(best @ W0)
+    best = _Ruler(lambda A: loss_of(A @ W0), A)
+    curve, steps = _descend(A, batches, training, best, deadline, progress)
+    W = even_rows(best.best @ W0)
     return Learned(FeatureMap(W, -(W.double() @ whitened.mean.double()).to(W)), curve, steps)
 
 
@@ -179,25 +180,36 @@ def _batches(patterns: Patterns, mean: Tensor, W0: Tensor, size: int, generator:
         yield (patterns[draw] - mean) @ W0.T
 
 
+class _Ruler:
+    """The best A by a sample that does not change, and how many looks ago it was found."""
+
+    def __init__(self, loss_of: Callable[[Tensor], float], A: Tensor) -> None:
+        self.loss_of = loss_of
+        self.best, self.best_loss, self.idle = A, loss_of(A), 0
+
+    def look(self, A: Tensor) -> None:
+        """Keep A if it is better than the best so far."""
+        self.idle += 1
+        if (loss := self.loss_of(A)) < self.best_loss:
+            self.best, self.best_loss, self.idle = A, loss, 0
+
+
 def _descend(
     A: Tensor,
     batches: Iterator[Tensor],
     training: Training,
-    ruler_loss: Callable[[Tensor], float],
+    ruler: _Ruler,
     deadline: float,
     progress: Progress | None,
-) -> tuple[Tensor, list[float], int]:
-    """Gradient descent on A with Armijo steps.
+) -> tuple[list[float], int]:
+    """Gradient descent on A with Armijo steps; the ruler keeps the best A.
 
     Returns:
-        The best A by the ruler, the loss before each step, and the steps taken.
+        The loss before each step, and the steps taken.
     """
-    best, best_loss = A, ruler_loss(A)
     t, rate, curve, steps = training.temperature, training.learning_rate, [], 0
-    check_every, idle = max(1, training.steps // 10), 0
-    for step in range(training.steps):
-        if time.monotonic() > deadline:
-            break
+    look_every = max(1, training.steps // 10)
+    while steps < training.steps and ruler.idle < PATIENCE and time.monotonic() < deadline:
         batch = next(batches)
         A = A.detach().requires_grad_(True)
         loss = average_loss(unit(batch @ A.T), t)
@@ -208,18 +220,13 @@ def _descend(
         A, moved = _armijo(A, gradient, curve[-1], batch, t, rate)
         if moved == 0:
             break  # no step along the gradient helps: a minimum to float32
-        rate, steps = 2 * moved, step + 1
-        if steps % check_every == 0:
-            now, idle = ruler_loss(A), idle + 1
-            if now < best_loss:
-                best, best_loss, idle = A, now, 0
-            if idle == PATIENCE:
-                break  # the batches differ by more than the descent brings
+        rate, steps = 2 * moved, steps + 1
+        if steps % look_every == 0:
+            ruler.look(A)
         if progress:
             progress(steps, training.steps)
-    if ruler_loss(A) < best_loss:
-        best = A
-    return best, curve, steps
+    ruler.look(A)
+    return curve, steps
 
 
 def _armijo(A: Tensor, gradient: Tensor, loss: float, batch: Tensor, t: float, rate: float) -> tuple[Tensor, float]:

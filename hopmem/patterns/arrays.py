@@ -125,16 +125,19 @@ def _begins(path: Path, expected: str, *magics: bytes) -> None:
     """Check the first bytes, since NumPy and torch take whatever they do not know for a pickle.
 
     Raises:
-        UnreadableError: others.
+        InvalidDataError: a bare pickle.
+        UnreadableError: something else.
     """
     with path.open("rb") as file:
         start = file.read(8)
+    if start.startswith(PICKLE_MAGIC) and PICKLE_MAGIC not in magics:
+        raise InvalidDataError(path, expected, PICKLED)
     if not start.startswith(magics):
         raise UnreadableError(path, expected, f"bytes {start.hex(' ')}" if start else "an empty file")
 
 
 def _needs_pickle(error: Exception) -> bool:
-    return any(word in str(error) for word in ("pickle", "Object arrays"))
+    return any(word in str(error) for word in ("pickle", "Object arrays", "Python objects"))
 
 
 def _read_npy(path: Path, key: str | None) -> tuple[Tensor, str | None]:

@@ -69,12 +69,13 @@ def kind_of(path: Path) -> str | None:
     return "image" if suffix in IMAGE_SUFFIXES else KINDS.get(suffix)
 
 
-def load(sources: Sequence[str], reading: Reading) -> Loaded:
+def load(sources: Sequence[str], reading: Reading, first: int = 0) -> Loaded:
     """Read one or more sources as rows of one shape.
 
     Args:
         sources: paths; `-` is standard input.
         reading: how.
+        first: the number of the first row, where rows are numbered.
 
     Returns:
         All rows, one source after another; unusable rows are left out and recorded where that was asked for.
@@ -87,9 +88,7 @@ def load(sources: Sequence[str], reading: Reading) -> Loaded:
     for group in _groups(sources):
         part = _load_group(group, reading, prefix=several)
         before = sum(len(each.stored) + len(each.skipped) for each in parts)
-        if part.names is None and before:
-            part = replace(part, names=tuple(str(before + row) for row in range(len(part.stored))))
-        parts.append(_checked(part, group[0], reading))
+        parts.append(_checked(replace(part, first=first + before), group[0], reading))
     for group, part in zip(_groups(sources), parts, strict=True):
         if part.shape != parts[0].shape:
             raise InvalidDataError(
@@ -297,13 +296,12 @@ def _checked(loaded: Loaded, source: str, reading: Reading) -> Loaded:
         return loaded
     first = min(bad)
     if reading.on_bad == "error" or len(bad) == len(stored):
-        raise InvalidDataError(f"{source}, row {_name(loaded, first)}", "finite numbers (or --on-bad skip)", bad[first])
+        raise InvalidDataError(
+            f"{source}, row {loaded.row_names[first]}", "finite numbers (or --on-bad skip)", bad[first]
+        )
     good = torch.tensor([row for row in range(len(stored)) if row not in bad])
-    return loaded.take(good, [Skipped(_name(loaded, row), f"holds {found}") for row, found in bad.items()])
-
-
-def _name(loaded: Loaded, row: int) -> str:
-    return loaded.names[row] if loaded.names else str(row)
+    names = loaded.row_names
+    return loaded.take(good, [Skipped(names[row], f"holds {found}") for row, found in bad.items()])
 
 
 def _joined(parts: list[Loaded]) -> Loaded:
@@ -315,9 +313,7 @@ def _joined(parts: list[Loaded]) -> Loaded:
     first = parts[0]
     alike = all(part.stored.dtype == first.stored.dtype and part.scale == first.scale for part in parts)
     rows = [part.stored if alike else part.stored.float() * part.scale for part in parts]
-    names: list[str] = []
-    for part in parts:
-        names += part.names or [str(len(names) + row) for row in range(len(part.stored))]
+    names = tuple(name for part in parts for name in part.row_names)
     known = None
     if any(part.known is not None for part in parts):
         known = torch.cat(
@@ -331,7 +327,8 @@ def _joined(parts: list[Loaded]) -> Loaded:
         form=replace(first.form, kind=kind, images=images if len(images) == len(names) else ()),
         scale=first.scale if alike else 1.0,
         layout=first.layout,
-        names=tuple(names) if any(part.names for part in parts) else None,
+        names=names if any(part.names for part in parts) else None,
+        first=first.first,
         known=known,
         skipped=tuple(skip for part in parts for skip in part.skipped),
         notes=tuple(note for part in parts for note in part.notes),

@@ -65,9 +65,15 @@ class Loaded:
     scale: float = 1.0  # what one stored unit is worth
     layout: Layout | None = None  # None where the rows are no images
     names: tuple[str, ...] | None = None  # None: the rows are numbered
+    first: int = 0  # the number of the first row
     known: Tensor | None = None  # bool [N, d]; None where every entry is known
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()  # what the user should hear of
+
+    @property
+    def row_names(self) -> tuple[str, ...]:
+        """The names, or the numbers, of the rows."""
+        return self.names or tuple(str(self.first + row) for row in range(len(self.stored)))
 
     def take(self, rows: Tensor, skipped: list[Skipped]) -> "Loaded":
         """Keep some rows.
@@ -75,7 +81,7 @@ class Loaded:
         Returns:
             The rows `rows` (int64), with `skipped` added to the record.
         """
-        names = self.names or tuple(str(row) for row in range(len(self.stored)))
+        names = self.row_names
         images = self.form.images and tuple(self.form.images[row] for row in rows.tolist())
         return replace(
             self,

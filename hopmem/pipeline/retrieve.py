@@ -85,7 +85,7 @@ def retrieve(
     with memory_errors():
         read = _queries(queries, bank, reading, mask, missing)
         kind = None if output is None else _output_kind(output, read, bank)
-        names = list(read.names or (str(row) for row in range(len(read.stored))))
+        names = list(read.row_names)
         for path in [] if output is None or kind is None else targets(output, kind, read.form, names):
             refuse_overwrite(path, force=force)
         asked = read.in_layout(bank.layout)
@@ -124,7 +124,7 @@ def _queries(
     empty = (~known.any(1)).nonzero()[:, 0].tolist()
     if not empty:
         return loaded
-    names = loaded.names or tuple(str(row) for row in range(len(known)))
+    names = loaded.row_names
     if reading.on_bad == "error" or len(empty) == len(known):
         raise InvalidDataError(f"{queries[0]}, query {names[empty[0]]}", "at least one known entry", "none")
     kept = known.any(1).nonzero()[:, 0]

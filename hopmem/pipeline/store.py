@@ -67,9 +67,9 @@ def store(
     with memory_errors():
         old = MemoryBank.load(path) if append and path.exists() else None
         device = resolve(machine.device)
-        loaded = load(sources, reading if old is None else fitting(reading, old))
+        loaded = load(sources, reading if old is None else fitting(reading, old), first=0 if old is None else len(old))
         paired = None if values is None else load([values], replace(reading, key=None, id_column=None))
-        new = _bank_of(_cast(loaded, dtype), paired, reading, first=0 if old is None else len(old))
+        new = _bank_of(_cast(loaded, dtype), paired, reading)
         bank = replace(new if old is None else _appended(old, new, sources[0]), tuning=None)
         warnings = [*loaded.notes, *_name_warnings(bank)]
         if not dry_run:
@@ -124,8 +124,8 @@ def _cast(loaded: Loaded, dtype: str | None) -> Loaded:
     return replace(loaded, stored=stored, scale=1.0)
 
 
-def _bank_of(loaded: Loaded, values: Loaded | None, reading: Reading, first: int) -> MemoryBank:
-    """A raw bank of what was read; numbered rows are numbered from `first`.
+def _bank_of(loaded: Loaded, values: Loaded | None, reading: Reading) -> MemoryBank:
+    """A raw bank of what was read.
 
     Returns:
         The bank, not yet tuned.
@@ -138,7 +138,7 @@ def _bank_of(loaded: Loaded, values: Loaded | None, reading: Reading, first: int
         raise InvalidDataError("--values", f"{M} rows, one for each pattern", len(values.stored))
     return MemoryBank(
         patterns=loaded.stored,
-        names=loaded.names or tuple(str(first + row) for row in range(M)),
+        names=loaded.row_names,
         shape=loaded.shape,
         scale=loaded.scale,
         layout=loaded.layout,

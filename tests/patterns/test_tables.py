@@ -87,7 +87,7 @@ def test_a_gap_is_unknown_in_a_query_and_a_mistake_in_a_pattern(table, gap):
     loaded = table(f"x,y\n1,2\n3,{gap}\n", partial=True)
     assert loaded.known.tolist() == [[True, True], [True, False]]
     assert loaded.stored[0].tolist() == [1.0, 2.0]
-    with refused(4, "NaN", "table.csv"):
+    with refused(4, "finite", "table.csv, line 3"):
         table(f"x,y\n1,2\n3,{gap}\n")
 
 
