@@ -7,15 +7,16 @@ The sharp form of Lemma 1. Let r = ‖y − z_μ‖ and p = softmax(β Z y). Sin
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from hopmem.model.kernel import blocks
-from hopmem.model.separation import Progress, UnitRows
+from hopmem.model.separation import Progress, UnitRows, gram_blocks
 
-FIRST = 16  # memories, the worst separated, that are looked at before the rest
+FEW = 16  # memories that are looked at together, in float64
+NEARLY = 0.9  # of the error: float32 sums above this are looked at again
+UNRESOLVED = 1e-3  # distances that float32 cosines can't tell from zero
 FARTHEST = 2.0  # the largest distance between two unit features
 
 
@@ -77,98 +78,88 @@ def spherical_code_bounds(M: int, D: int) -> tuple[float, float]:
 
 
 def sharp_error(
-    Z: UnitRows, delta: Tensor, beta: float, r: float, budget: int, progress: Progress | None = None
+    Z: UnitRows, delta: Tensor, beta: float, r: float, block: int = 1024, progress: Progress | None = None
 ) -> float:
     """The sharp bound at distance r from the worst placed memory: max_μ Σ_ν δ_μν e^{−β δ_μν (δ_μν/2 − r)}.
+
+    A float32 pass over all pairs finds the rows that can be the worst; those are computed anew in float64.
 
     Args:
         Z: unit features of M memories.
         delta: their Δ [M].
         beta: inverse temperature.
         r: distance of the query from its memory in feature space.
-        budget: bytes of working memory.
-        progress: told how many memories are done.
+        block: rows of a block; memory is O(block² + block·D + M).
+        progress: told how many of the pairs are done.
 
     Returns:
-        The bound on the error in feature space.
+        The bound on the error in feature space; inf where it leaves float64.
     """
-    worst = 0.0
-
-    def raise_worst(distance: Tensor) -> None:
-        nonlocal worst
-        worst = max(worst, float(_error(distance, beta, _double(r)).max()))
-
-    def settled(delta_mu: Tensor) -> Tensor:
-        return _crude_error(delta_mu, len(Z), beta, r) <= worst
-
-    _visit(Z, delta, budget, raise_worst, settled, progress)
-    return worst
+    sums = _row_sums(Z, beta, r, block, progress)
+    few = min(FEW, len(Z))
+    rows = torch.cat([sums.topk(few).indices, delta.topk(few, largest=False).indices]).unique()
+    parts = (rows[part] for part in blocks(len(rows), FEW))
+    return max(float(_error(_distances(Z, part, block), beta, _double(r)).max()) for part in parts)
 
 
 def guaranteed_radius(
-    Z: UnitRows, delta: Tensor, beta: float, error: float, budget: int, progress: Progress | None = None
+    Z: UnitRows, delta: Tensor, beta: float, error: float, block: int = 1024, progress: Progress | None = None
 ) -> float:
     """The largest r at which the sharp bound stays at or under an error for every memory.
+
+    The worst separated memories give a radius; a float32 pass over all pairs finds the rows that may ask for a smaller
+    one, and those are solved in float64.
 
     Args:
         Z: unit features of M memories.
         delta: their Δ [M].
         beta: inverse temperature.
         error: the wanted ε, in feature space.
-        budget: bytes of working memory.
-        progress: told how many memories are done.
+        block: rows of a block; memory is O(block² + block·D + M).
+        progress: told how many of the pairs are done.
 
     Returns:
         r in [0, 2]; 0 where not even the memories themselves are read out within ε.
     """
-    radius = FARTHEST
-
-    def lower_radius(distance: Tensor) -> None:
-        nonlocal radius
+    worst = delta.topk(min(FEW, len(Z)), largest=False).indices
+    radius = float(_largest_radius(_distances(Z, worst, block), beta, error).min())
+    sums = _row_sums(Z, beta, radius, block, progress)
+    doubtful = (sums > NEARLY * error).nonzero()[:, 0]
+    doubtful = doubtful[sums[doubtful].argsort(descending=True)]
+    for part in blocks(len(doubtful), FEW):
+        distance = _distances(Z, doubtful[part], block)
         over = _error(distance, beta, _double(radius)) > error
         if bool(over.any()):
             radius = min(radius, float(_largest_radius(distance[over], beta, error).min()))
-
-    def settled(delta_mu: Tensor) -> Tensor:
-        return _crude_error(delta_mu, len(Z), beta, radius) <= error
-
-    _visit(Z, delta, budget, lower_radius, settled, progress)
     return radius
 
 
-def _visit(
-    Z: UnitRows,
-    delta: Tensor,
-    budget: int,
-    visit: Callable[[Tensor], None],
-    settled: Callable[[Tensor], Tensor],
-    progress: Progress | None,
-) -> None:
-    """Show each memory's distances to all others, the worst separated first, until the rest is settled by its Δ.
+def _row_sums(Z: UnitRows, beta: float, r: float, block: int, progress: Progress | None) -> Tensor:
+    """The sharp bound at r for each memory, to the precision of float32 cosines.
 
-    `visit` gets rows [m, M] in float64; the entry of a memory with itself is zero and adds nothing to the bound.
+    Returns:
+        Sums [M], float64.
     """
-    M = len(Z)
-    order = delta.argsort()
-    size = max(1, min(1024, budget // (M * 8 * 6)))
-    first = min(M, FIRST)  # a few of the worst settle most of the rest
-    for done in (slice(0, first), *(slice(rows.start + first, rows.stop + first) for rows in blocks(M - first, size))):
-        chosen = order[done][~settled(delta[order[done]])]
-        if len(chosen):
-            visit(_distances(Z, chosen, size))
-        if progress:
-            progress(done.stop, M)
+    sums = torch.zeros(len(Z), dtype=torch.float64)
+    for first, second, cosines in gram_blocks(Z, block, progress):
+        distance = (2 - 2 * cosines).clamp_min_(0).sqrt_()
+        distance.masked_fill_(distance < UNRESOLVED, 0)  # copies, and the memory itself
+        terms = distance * (-beta * distance * (distance / 2 - r)).exp_()
+        sums[first] += terms.sum(1, dtype=torch.float64).cpu()
+        if first != second:
+            sums[second] += terms.sum(0, dtype=torch.float64).cpu()
+    return sums
 
 
-def _distances(Z: UnitRows, chosen: Tensor, size: int) -> Tensor:
-    """δ_μν of some memories to all.
+def _distances(Z: UnitRows, chosen: Tensor, block: int) -> Tensor:
+    """δ_μν of a few memories to all.
 
     Returns:
         Distances [m, M], float64; zero on the memory itself.
     """
     left, M = Z[chosen].double(), len(Z)
     parts = []
-    for rows in blocks(M, max(size, 256)):
+    for rows in blocks(M, block):
         right = Z[rows].double()  # in float32 the distance of two copies would be the root of its rounding, 5e-4
         parts.append(left.square().sum(1)[:, None] + right.square().sum(1) - 2 * (left @ right.T))
     squared = torch.cat(parts, dim=1).cpu()
@@ -189,28 +180,16 @@ def _error(distance: Tensor, beta: float, r: Tensor) -> Tensor:
     return (distance * (-beta * distance * (distance / 2 - r)).exp()).sum(1)
 
 
-def _crude_error(delta: Tensor, M: int, beta: float, r: float) -> Tensor:
-    """The sharp bound with every other memory at the worst distance that Δ_μ allows: above it, and from Δ alone.
-
-    δ e^{−βδ(δ/2 − r)} rises up to δ* = (r + √(r² + 4/β))/2 and falls beyond.
-
-    Returns:
-        The bound for each memory, of the shape of `delta`.
-    """
-    peak = (r + math.sqrt(r * r + 4 / max(beta, 1e-300))) / 2
-    worst = (2 * delta).clamp_min(0).sqrt().clamp_min(peak)[:, None]
-    return (M - 1) * _error(worst, beta, _double(r))
-
-
 def _largest_radius(distance: Tensor, beta: float, error: float) -> Tensor:
-    """Bisect r for rows of distances [m, M] whose bound is over the error at r = 2.
+    """Bisect r for rows of distances [m, M].
 
     Returns:
-        The largest r under the error for each row [m], 0 where there is none.
+        The largest r in [0, 2] under the error for each row [m], 0 where there is none.
     """
     low = torch.zeros(len(distance), 1, dtype=distance.dtype)
     high = torch.full_like(low, FARTHEST)
-    for _ in range(40):
+    low = torch.where((_error(distance, beta, high) <= error)[:, None], high, low)
+    for _ in range(45):
         middle = (low + high) / 2
         under = (_error(distance, beta, middle) <= error)[:, None]
         low, high = torch.where(under, middle, low), torch.where(under, high, middle)

@@ -88,7 +88,7 @@ def separation(
     norm = torch.zeros(M, dtype=torch.float64)
     total, log_kernel_sum = 0.0, -math.inf
     top = _ClosestPairs(closest)
-    for first, second, cosines in _gram_blocks(Z, block, progress):
+    for first, second, cosines in gram_blocks(Z, block, progress):
         if first == second:
             norm[first] = cosines.diagonal().double().cpu()
             cosines.fill_diagonal_(-math.inf)
@@ -138,7 +138,7 @@ def nearest_delta(Z: UnitRows, sample: Tensor | None, block: int = 1024, progres
     return torch.cat(parts)
 
 
-def _gram_blocks(Z: UnitRows, size: int, progress: Progress | None) -> Iterator[tuple[slice, slice, Tensor]]:
+def gram_blocks(Z: UnitRows, size: int, progress: Progress | None) -> Iterator[tuple[slice, slice, Tensor]]:
     """The blocks of Z Zᵀ on and above the diagonal.
 
     Yields:

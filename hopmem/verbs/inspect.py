@@ -170,14 +170,17 @@ def _bounds(
     if M < 2:
         return BoundsReport(None, None, None, None, None, bounds.FARTHEST, float(alpha > 1))
     Z, delta_min = bank.memory(device), 1 - measured.max_cosine
+    block = pair_block(bank.feature_dimension, budget)
     published = bounds.lemma1_error(delta_min, measured.radius, M, beta)
     return BoundsReport(
         lower=lower if math.isfinite(lower) else None,
         upper=upper if math.isfinite(upper) else None,
         lemma1_error=published if math.isfinite(published) else None,
-        error=bounds.sharp_error(Z, measured.delta, beta, measured.radius / 2, budget, stage(watch, "bounding")),
+        error=bounds.sharp_error(Z, measured.delta, beta, measured.radius / 2, block, stage(watch, "bounding")),
         beta_for_error=bounds.beta_for_error(delta_min, M, error) if delta_min > 0 else None,
-        guaranteed_radius=bounds.guaranteed_radius(Z, measured.delta, beta, error, budget, stage(watch, "bounding")),
+        guaranteed_radius=bounds.guaranteed_radius(
+            Z, measured.delta, beta, error, block, stage(watch, "bounding radius")
+        ),
         exact_fraction=bounds.exact_fraction(measured.delta, alpha, beta),
     )
 
