@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check clean
 
 # The environment: made once, and again whenever the dependencies change.
 .venv/.ready: pyproject.toml constraints.txt

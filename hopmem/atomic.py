@@ -29,6 +29,8 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
         WouldOverwriteError: a file stands there and `force` is not given.
     """
     refuse_overwrite(path, force=force)
+    if path.exists() and not path.is_file():
+        raise UnreadableError(path, "a regular file to replace", "a folder, a device or a pipe")
     path = Path(os.path.realpath(path))  # a link keeps pointing where it points
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hopmem.atomic import replacing
-from hopmem.errors import BankError, InvalidDataError, MissingInputError
+from hopmem.errors import BankError, InvalidDataError, MissingInputError, UnreadableError
 from hopmem.model.bounds import beta_for_error
 from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks
 from hopmem.model.separation import Progress, nearest_delta
@@ -25,6 +25,7 @@ Layout = Literal["HW", "HWC", "CHW"]  # which axes of a pattern are an image's
 CPU = torch.device("cpu")
 TUNED_ERROR = 1e-3  # the error in feature space that β auto keeps at half the radius
 SAME = 1e-6  # patterns whose Δ is under this are one to float32
+SMALLEST = "smallest Δ"  # of all patterns: the usual source of β
 MEASURED = 20_000  # memories up to which β auto looks at every pair; beyond, at as many pairs with a sample
 
 
@@ -184,6 +185,9 @@ class MemoryBank:
         Args:
             path: the file, by custom *.safetensors.
             force: whether a file that stands there may be replaced.
+
+        Raises:
+            UnreadableError: it can't be written there.
         """
         text = [name.encode("utf-8", "surrogateescape") for name in self.names]
         offsets = torch.tensor([0, *(len(each) for each in text)]).cumsum(0)
@@ -198,9 +202,12 @@ class MemoryBank:
         }
         with replacing(Path(path), force=force) as temporary:
             kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-            if "values" in kept:
+            if self.values is not None and self.values.data_ptr() == self.patterns.data_ptr():
                 kept["values"] = kept["values"].clone()  # the format refuses two tensors in one memory
-            save_file(kept, temporary, self._metadata())
+            try:
+                save_file(kept, temporary, self._metadata())
+            except SafetensorError as error:
+                raise UnreadableError(path, "room to write a bank", error) from error
             _sort_header(temporary)
 
     @classmethod
@@ -216,6 +223,7 @@ class MemoryBank:
         Raises:
             BankError: no bank, a damaged one, or one of a newer version.
             MissingInputError: nothing there.
+        UnreadableError: a folder, or a file that may not be read.
         """
         if not Path(path).exists():
             raise MissingInputError(path, "a bank (made by hopmem store)")
@@ -224,7 +232,9 @@ class MemoryBank:
                 metadata = dict(file.metadata() or {})
                 _check_format(path, metadata.get("format"))
                 return _checked(path, _assemble({name: file.get_tensor(name) for name in file.keys()}, metadata))  # noqa: SIM118 # no dictionary
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise UnreadableError(path, "a bank", "a folder" if Path(path).is_dir() else error) from error
+        except SafetensorError as error:
             raise BankError(path, "a safetensors file", error) from error
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise BankError(path, f"a whole {FORMAT}", f"{type(error).__name__}: {error}") from error
@@ -312,10 +322,12 @@ def as_rows(X: Any, where: str, *, partial: bool = False) -> Tensor:
     if rows.ndim == 0 or rows.numel() == 0 or rows.is_complex():
         raise InvalidDataError(where, "real numbers [N, ...], N ≥ 1", f"{rows.dtype} of shape {list(rows.shape)}")
     usable = rows.isfinite() | rows.isnan() if partial else rows.isfinite()
+    largest = torch.finfo(torch.float32).max
+    usable = usable & ~(rows.abs() > largest) if rows.dtype == torch.float64 else usable
     if not bool(usable.all()):
         bad = int((~usable.reshape(len(rows), -1)).any(1).nonzero()[0, 0])
-        found = "an infinity" if partial else "NaN or an infinity"
-        raise InvalidDataError(f"{where}, row {bad}", "finite numbers", found)
+        found = "an infinity, or more" if partial else "NaN, an infinity, or more"
+        raise InvalidDataError(f"{where}, row {bad}", "finite numbers that float32 can hold", found)
     return rows
 
 
@@ -335,9 +347,12 @@ def tune(delta: Tensor, M: int, *, sampled: bool = False) -> Tuning:
     apart = delta[delta > SAME]
     if M < 2 or not len(apart):
         return Tuning(1.0, 0.0, "no two different patterns")
-    chosen, source = float(delta.min()), "smallest Δ"
+    chosen, source = float(delta.min()), SMALLEST
     if chosen <= SAME:
-        chosen, source = float(delta.quantile(0.01, interpolation="lower")), "1 % quantile of Δ, since patterns repeat"
+        chosen, source = (
+            float(delta.quantile(0.01, interpolation="lower")),
+            "1 % quantile of Δ, since patterns repeat (or are zero)",
+        )
     if chosen <= SAME:
         chosen, source = float(apart.min()), "smallest Δ of the patterns that do not repeat"
     of_sample = f", from {len(delta)} of {M} patterns" if sampled else ""

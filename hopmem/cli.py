@@ -504,7 +504,7 @@ def _finish(
     """
     from hopmem import report
 
-    report.show(outcome, verb, report.Style(as_json, quiet or ndjson, data_on_stdout))
+    report.show(outcome, verb, report.Style(as_json, quiet, not ndjson, data_on_stdout))
     if ndjson:
         report.show_lines(outcome)
     if outcome.skipped:

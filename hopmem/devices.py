@@ -16,7 +16,7 @@ def resolve(name: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device that is there.
 
     Args:
-        name: what the user asked for; `auto` takes the first accelerator there is, else the CPU.
+        name: what the user asked for; `auto` takes CUDA where there is any, else the CPU.
 
     Returns:
         The device.
@@ -28,7 +28,7 @@ def resolve(name: str) -> torch.device:
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise UsageError(f"--device: expected auto, cpu, cuda, cuda:N or mps, found {name!r}")
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"  # mps lacks float64, which the bounds and α > 1 need
     kind, _, number = name.partition(":")
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
     if int(number or 0) >= count:
@@ -51,7 +51,7 @@ def budget(memory_limit: str | None) -> int:
     Returns:
         Bytes.
     """
-    return DEFAULT_BUDGET if memory_limit is None else min(DEFAULT_BUDGET, size(memory_limit) // SHARE_OF_LIMIT)
+    return DEFAULT_BUDGET if memory_limit is None else size(memory_limit) // SHARE_OF_LIMIT
 
 
 def size(text: str) -> int:

@@ -31,6 +31,7 @@ class Style:
 
     as_json: bool = False
     quiet: bool = False
+    table: bool = True  # unless lines of JSON are printed instead
     data_on_stdout: bool = False  # answers go to stdout, so the table goes to stderr
 
 
@@ -69,7 +70,7 @@ def show(outcome: Outcome[Any], verb: str, style: Style) -> None:
         errors.print(Text.assemble(("skipped: ", "yellow"), printable(f"{skip.name}: {skip.reason}")))
     if style.as_json:
         print(json.dumps(to_json(outcome, verb)))  # noqa: T201 # the one place that prints
-    elif not style.quiet:
+    elif style.table and not style.quiet:
         console = Console(stderr=style.data_on_stdout)
         for table in tables(outcome.result):
             console.print(table)
@@ -155,8 +156,8 @@ def _inspect_tables(result: Inspection) -> list[Table]:
     facts.add_row("patterns", f"{result.patterns:,} of shape {_times(result.shape)}")
     facts.add_row("feature map", f"{result.objective}, {result.feature_dimension} features")
     facts.add_row("duplicates", _groups(result.duplicates))
-    sizes = ", ".join(f"{count} in {size}" for size, count in result.metastable.items() if count)
-    facts.add_row("patterns by size of state", sizes)
+    sizes = ", ".join(f"{size}: {count}×" for size, count in result.metastable.items() if count)
+    facts.add_row("self-test: memories that share the answer", sizes)
     return [facts, _separation_table(result), _bounds_table(result), _pairs_table(result)]
 
 

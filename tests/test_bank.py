@@ -193,7 +193,7 @@ def test_what_is_no_safetensors_file_is_no_bank(tmp_path, content):
 
 
 def test_a_folder_is_no_bank(tmp_path):
-    with refused(6, str(tmp_path)):
+    with refused(3, str(tmp_path), "a folder"):
         MemoryBank.load(tmp_path)
 
 

@@ -97,7 +97,8 @@ def sharp_error(
     """
     sums = _row_sums(Z, beta, r, block, progress)
     few = min(FEW, len(Z))
-    rows = torch.cat([sums.topk(few).indices, delta.topk(few, largest=False).indices]).unique()
+    largest = {*sums.topk(few).indices.tolist(), *delta.topk(few, largest=False).indices.tolist()}
+    rows = torch.tensor(sorted(largest))
     parts = (rows[part] for part in blocks(len(rows), FEW))
     return max(float(_error(_distances(Z, part, block), beta, _double(r)).max()) for part in parts)
 
@@ -123,6 +124,8 @@ def guaranteed_radius(
     """
     worst = delta.topk(min(FEW, len(Z)), largest=False).indices
     radius = float(_largest_radius(_distances(Z, worst, block), beta, error).min())
+    if radius == 0:
+        return radius
     sums = _row_sums(Z, beta, radius, block, progress)
     doubtful = (sums > NEARLY * error).nonzero()[:, 0]
     doubtful = doubtful[sums[doubtful].argsort(descending=True)]

@@ -47,12 +47,12 @@ def energy(Y: Tensor, S: Tensor, P: Tensor, dynamics: Dynamics) -> Tensor:
         Y: states [b, D].
         S: their scores Z y [b, M].
         P: their weights [b, M].
-        dynamics: α and β > 0.
+        dynamics: α and β; at β = 0 the energy is −∞.
 
     Returns:
         The energy of each state [b].
     """
-    return Y.square().sum(1) / 2 - conjugate(dynamics.beta * S, P, dynamics.alpha) / max(dynamics.beta, 1e-30)
+    return Y.square().sum(1) / 2 - conjugate(dynamics.beta * S, P, dynamics.alpha) / dynamics.beta
 
 
 def update(Y: Tensor, memory: Features, dynamics: Dynamics) -> tuple[Tensor, Tensor, Tensor]:

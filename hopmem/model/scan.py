@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hopmem.model.kernel import Features, Rows, blocks, unit
 
+FEW = 16  # up to which repeated maxima are quicker than a sort
 NEGLIGIBLE = 1e-20  # a weight that is lost beside the others, even a billion times
 ARRAYS_PER_SCORE = 10  # float32 arrays of the size of the scores that entmax and its statistics hold at their peak
 
@@ -118,6 +119,8 @@ def top_scores(S: Tensor, k: int) -> Tensor:
     Returns:
         Indices [b, k], int64.
     """
+    if k > FEW:
+        return S.sort(dim=1, descending=True, stable=True).indices[:, :k]
     found, kept = [], []
     for _ in range(k):
         index = S.argmax(1, keepdim=True)

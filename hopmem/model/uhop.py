@@ -22,6 +22,7 @@ RIDGES = (0.0, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # ρ, in units of the larges
 RANK_CUT = 1e-12  # an eigenvalue below this share of the largest is a zero that was rounded
 SUFFICIENT = 0.1  # Armijo: the share of the promised decrease that a step must bring
 PATIENCE = 3  # looks at the ruler without a better loss, after which the batches differ by more than the descent brings
+BYTES_PER_PAIR = 24  # of a batch: the cosines, and what their gradient keeps
 RULER = 2048  # memories on which candidates are compared
 
 
@@ -35,6 +36,7 @@ class Training:
     learning_rate: float | None = None  # γ of the first step; None: a tenth of the distance to W = 0
     batch_size: int = 1024  # memories in a step, all of whose pairs count
     seed: int = 0  # draws the batches
+    budget: int = 256 << 20  # bytes for the pairs of a batch
     time_limit: float | None = None  # seconds from the start after which no step is begun
 
 
@@ -93,7 +95,8 @@ def learn_average(patterns: Patterns, training: Training, progress: Progress | N
 
     W0 = min((whitened.map(ridge) for ridge in RIDGES), key=lambda W: loss_of(W[:D]))
     A = torch.eye(D, rank, device=W0.device)
-    batches = _batches(patterns, whitened.mean, W0, training.batch_size, generator)
+    size = min(training.batch_size, math.isqrt(training.budget // BYTES_PER_PAIR))
+    batches = _batches(patterns, whitened.mean, W0, max(2, size), generator)
     best = _Ruler(lambda A: loss_of(A @ W0), A)
     curve, steps = _descend(A, batches, training, best, deadline, progress)
     W = even_rows(best.best @ W0)

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 import torch
 from torch import Tensor
 
-from hopmem.atomic import refuse_overwrite, replacing
+from hopmem.atomic import replacing
 from hopmem.errors import InvalidDataError, MissingInputError, UnreadableError, UsageError
 from hopmem.patterns.arrays import load_array, save_array
 from hopmem.patterns.images import find_images, load_images, save_image
@@ -176,12 +176,6 @@ def targets(target: str, kind: str, form: Form, names: Sequence[str]) -> list[Pa
     return [Path(target, inside) for inside in seen]
 
 
-def refuse_existing(paths: Sequence[Path], *, force: bool) -> None:
-    """Stop before any work where an answer would overwrite a file."""
-    for path in paths:
-        refuse_overwrite(path, force=force)
-
-
 def _groups(sources: Sequence[str]) -> list[list[str]]:
     """Runs of single images, which are read together, and every other source alone.
 
@@ -282,7 +276,7 @@ def _checked(loaded: Loaded, source: str, reading: Reading) -> Loaded:
     step = max(1, CHECKED_AT_ONCE // stored.shape[1])
     for start in range(0, len(stored), step):
         block = stored[start : start + step]
-        unknown, infinite = block.isnan(), block.isinf()
+        unknown, infinite = block.isnan(), block.float().isinf()  # memory computes in float32
         if bool(unknown.any()) and reading.partial:
             if known is None:
                 known, stored = torch.ones(stored.shape, dtype=torch.bool), stored.clone()
@@ -290,7 +284,7 @@ def _checked(loaded: Loaded, source: str, reading: Reading) -> Loaded:
             stored[start : start + step] = block.masked_fill(unknown, 0)
             unknown = torch.zeros_like(unknown)
         for row in (unknown | infinite).any(1).nonzero()[:, 0].tolist():
-            bad[start + row] = "an infinity" if bool(infinite[row].any()) else "NaN"
+            bad[start + row] = "an infinity, or more than float32 holds" if bool(infinite[row].any()) else "NaN"
     loaded = replace(loaded, stored=stored, known=known)
     if not bad:
         return loaded
@@ -327,7 +321,7 @@ def _joined(parts: list[Loaded]) -> Loaded:
         form=replace(first.form, kind=kind, images=images if len(images) == len(names) else ()),
         scale=first.scale if alike else 1.0,
         layout=first.layout,
-        names=names if any(part.names for part in parts) else None,
+        names=names if any(part.names or part.numbers for part in parts) else None,
         first=first.first,
         known=known,
         skipped=tuple(skip for part in parts for skip in part.skipped),

@@ -71,7 +71,7 @@ def load_images(files: Sequence[Path], names: Sequence[str], kind: str, reading:
     """
     skipped: list[Skipped] = []
     forms = _probe(files, names, reading, skipped)
-    target = _target(forms, {form.name: file for form, file in forms}, reading)
+    target = _target(forms, reading)
     fitting = _fitting(forms, target, reading, skipped)
     rows = np.empty((len(fitting), *target.shape), target.dtype)
     opaque = np.ones((len(fitting), target.size[1], target.size[0]), bool)
@@ -190,7 +190,7 @@ def _upright_size(file: Path, image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if turned else image.size
 
 
-def _target(forms: list[tuple[ImageForm, Path]], files: dict[str, Path], reading: Reading) -> Target:
+def _target(forms: list[tuple[ImageForm, Path]], reading: Reading) -> Target:
     """The form that holds all images: colour if one is in colour, 16 bits if one has them.
 
     Returns:
@@ -267,7 +267,11 @@ def _decode(file: Path, target: Target) -> tuple[Pixels, Pixels]:
             pixels = _pixels(_resized(image, target.size), target, deep=image.mode in DEEP)
             if alpha is None:
                 return pixels, np.ones(pixels.shape[:2], bool)
-            return pixels, np.asarray(alpha.resize(target.size, Image.Resampling.NEAREST)) > 0
+            if alpha.size == target.size:
+                return pixels, np.asarray(alpha) > 0
+            # A pixel is known where all that the filter took it from was seen.
+            seen = alpha.point(lambda value: 255 if value else 0).resize(target.size, Image.Resampling.LANCZOS)
+            return pixels, np.asarray(seen) >= 254
     except UNREADABLE as error:
         raise UnreadableError(file, "a whole image", _reason(error)) from error
 

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
+
+from hopmem.errors import UsageError
 
 Layout = Literal["HW", "HWC", "CHW"]
 IMAGE_SUFFIXES = frozenset(
@@ -66,6 +68,7 @@ class Loaded:
     layout: Layout | None = None  # None where the rows are no images
     names: tuple[str, ...] | None = None  # None: the rows are numbered
     first: int = 0  # the number of the first row
+    numbers: tuple[int, ...] | None = None  # of the rows that are left, from 0, where some were skipped
     known: Tensor | None = None  # bool [N, d]; None where every entry is known
     skipped: tuple[Skipped, ...] = ()
     notes: tuple[str, ...] = ()  # what the user should hear of
@@ -73,7 +76,7 @@ class Loaded:
     @property
     def row_names(self) -> tuple[str, ...]:
         """The names, or the numbers, of the rows."""
-        return self.names or tuple(str(self.first + row) for row in range(len(self.stored)))
+        return self.names or tuple(str(self.first + row) for row in self.numbers or range(len(self.stored)))
 
     def take(self, rows: Tensor, skipped: list[Skipped]) -> "Loaded":
         """Keep some rows.
@@ -81,12 +84,12 @@ class Loaded:
         Returns:
             The rows `rows` (int64), with `skipped` added to the record.
         """
-        names = self.row_names
         images = self.form.images and tuple(self.form.images[row] for row in rows.tolist())
         return replace(
             self,
             stored=self.stored[rows],
-            names=tuple(names[row] for row in rows.tolist()),
+            names=self.names and tuple(self.names[row] for row in rows.tolist()),
+            numbers=tuple((self.numbers or range(len(self.stored)))[row] for row in rows.tolist()),
             known=None if self.known is None else self.known[rows],
             form=replace(self.form, images=images),
             skipped=(*self.skipped, *skipped),
@@ -121,13 +124,21 @@ def guess_layout(shape: tuple[int, ...], wanted: str | None) -> Layout | None:
     Returns:
         The layout, or None where the row is no image.
 
+    Raises:
+        UsageError: a layout that the shape does not have.
+
     >>> guess_layout((3, 32, 32), None)
     'CHW'
     """
-    if wanted == "flat" or len(shape) not in {2, 3}:
+    if wanted == "flat" or (wanted is None and len(shape) not in {2, 3}):
         return None
     if wanted is not None:
-        return wanted if len(wanted) == len(shape) else None  # type: ignore[return-value]  # Typer checked the choice
+        channels = shape[0] if wanted == "CHW" else shape[-1]
+        if len(wanted) != len(shape) or (len(wanted) == 3 and channels > 4):
+            raise UsageError(
+                f"--layout {wanted}: expected rows with such axes and at most 4 channels, found {list(shape)}"
+            )
+        return cast(Layout, wanted)
     if len(shape) == 2:
         return "HW"
     return "HWC" if shape[2] <= 4 else "CHW" if shape[0] <= 4 else None

@@ -2,11 +2,11 @@
 
 import csv
 import math
+from array import array
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,43 +34,84 @@ def load_table(path: Path, kind: str, reading: Reading) -> Loaded:
         InvalidDataError: no rows, rows of different lengths, or a cell that is no number.
         UnreadableError: not a text file in UTF-8.
     """
+    table = _Table(path, kind, reading)
     try:
-        rows = [(number, row) for number, row in _rows(path, kind) if row]
+        for number, row in _rows(path, kind):
+            if row:
+                table.add(number, row)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UnreadableError(path, "a table in UTF-8", error) from error
-    header = _header(rows, reading.id_column)
-    body = rows[1:] if header else rows
-    if not body:
-        raise InvalidDataError(path, "at least one row of numbers", "none")
-    id_column = _id_column(path, header, len(rows[0][1]), reading.id_column)
-    width = len(rows[0][1])
-    values, names, skipped = [], [], []
-    for number, row in body:
+    return table.loaded()
+
+
+class _Table:
+    """The rows of a table, taken in one by one."""
+
+    def __init__(self, path: Path, kind: str, reading: Reading) -> None:
+        self.path, self.kind, self.reading = path, kind, reading
+        self.header: tuple[str, ...] | None = None
+        self.id_column: int | None = None
+        self.width = self.seen = 0
+        self.values = array("d")
+        self.names: list[str] = []
+        self.numbers: list[int] = []
+        self.skipped: list[Skipped] = []
+
+    def add(self, line: int, row: list[str]) -> None:
+        """Take in a row; the first may be the header.
+
+        Raises:
+            InvalidDataError: an unusable row, and rows are not to be skipped.
+        """
+        if not self.width:
+            self.width, self.header = len(row), _header(row, self.reading.id_column)
+            self.id_column = _id_column(self.path, self.header, self.width, self.reading.id_column)
+            if self.header:
+                return
+        self.seen += 1
         try:
-            values.append(_numbers(f"{path}, line {number}", row, width, id_column, kind, partial=reading.partial))
-            names.append(row[id_column] if id_column is not None else str(number - body[0][0]))
+            where = f"{self.path}, line {line}"
+            self.values.extend(
+                _numbers(where, row, self.width, self.id_column, self.kind, partial=self.reading.partial)
+            )
         except InvalidDataError as error:
-            if reading.on_bad == "error":
+            if self.reading.on_bad == "error":
                 raise
-            skipped.append(Skipped(f"line {number}", str(error)))
-    if not values:
-        raise InvalidDataError(path, "at least one row of numbers", f"{len(skipped)} rows, none of them usable")
-    stored = torch.from_numpy(np.array(values, dtype=np.float64)).float()
-    if stored.shape[1] == 0:
-        raise InvalidDataError(path, "at least one column of numbers beside the id column", "none")
-    return Loaded(
-        stored=stored,
-        shape=(stored.shape[1],),
-        form=Form(kind, header=header, id_column=id_column),
-        names=tuple(names) if id_column is not None or skipped else None,
-        skipped=tuple(skipped),
-    )
+            self.skipped.append(Skipped(f"line {line}", str(error)))
+            return
+        self.numbers.append(self.seen - 1)
+        if self.id_column is not None:
+            self.names.append(row[self.id_column])
+
+    def loaded(self) -> Loaded:
+        """All rows.
+
+        Returns:
+            Float32 rows.
+
+        Raises:
+            InvalidDataError: none, or without a number.
+        """
+        if not self.numbers:
+            found = f"{self.seen} rows, none of them usable" if self.seen else "none"
+            raise InvalidDataError(self.path, "at least one row of numbers", found)
+        if not len(self.values):
+            raise InvalidDataError(self.path, "at least one column of numbers beside the id column", "none")
+        stored = torch.frombuffer(self.values, dtype=torch.float64).view(len(self.numbers), -1).float()
+        return Loaded(
+            stored=stored,
+            shape=(stored.shape[1],),
+            form=Form(self.kind, header=self.header, id_column=self.id_column),
+            names=tuple(self.names) or None,
+            numbers=tuple(self.numbers) if self.skipped else None,
+            skipped=tuple(self.skipped),
+        )
 
 
-def save_table(path: Path, kind: str, array: Tensor, form: Form, names: list[str]) -> None:
+def save_table(path: Path, kind: str, answers: Tensor, form: Form, names: list[str]) -> None:
     """Write rows [N, ...] as a table, with the header and the id column that the queries had."""
-    rows = array.reshape(len(array), -1)
-    digits = repr if array.dtype == torch.float64 or not array.is_floating_point() else "{:.9g}".format
+    rows = answers.reshape(len(answers), -1)
+    digits = repr if answers.dtype == torch.float64 or not answers.is_floating_point() else "{:.9g}".format
     width = rows.shape[1] + (form.id_column is not None)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, delimiter=DELIMITERS[kind], lineterminator="\n")
@@ -103,15 +144,12 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _header(rows: list[tuple[int, list[str]]], id_column: str | None) -> tuple[str, ...] | None:
+def _header(first: list[str], id_column: str | None) -> tuple[str, ...] | None:
     """The first row, where it holds a cell that is no number and is no name of a row either.
 
     Returns:
         The header's cells, or None.
     """
-    if not rows:
-        return None
-    first = rows[0][1]
     words = [place for place, cell in enumerate(first) if not _is_number(cell)]
     if id_column is not None and id_column.isdigit() and id_column not in first:
         words = [place for place in words if place != int(id_column)]

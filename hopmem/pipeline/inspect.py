@@ -22,5 +22,7 @@ def inspect(bank_path: str, machine: Machine, **options: Any) -> Outcome[verbs.I
     bank = MemoryBank.load(bank_path)
     device = str(resolve(machine.device))
     with memory_errors():
-        result = verbs.inspect(bank, device=device, budget=machine.budget, watch=machine.watch, **options)
+        result = verbs.inspect(
+            bank, seed=machine.seed, device=device, budget=machine.budget, watch=machine.watch, **options
+        )
     return Outcome(result, device)

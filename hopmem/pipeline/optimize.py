@@ -33,7 +33,7 @@ def optimize(
         bank_path: the bank.
         output: where the bank with the map goes; None replaces the bank.
         machine: what the work runs on.
-        force: whether `output` may be replaced.
+        force: whether `output` may be replaced, and a map be kept that is worse than none.
         **options: of `verbs.optimize`.
 
     Returns:
@@ -52,16 +52,22 @@ def optimize(
             watch=machine.watch,
             **options,
         )
-    learned.save(output or bank_path, force=force or output is None)
     how = learned.learning
     assert how is not None  # verbs.optimize always says how
-    warnings = []
-    if how.loss["last"] > how.loss["first"]:
-        warnings.append(
-            f"the map separates less well than the raw patterns do: loss {how.loss['last']:.4g} against "
-            f"{how.loss['first']:.4g}; a larger --feature-dim may help"
-        )
+    worse, warnings = how.loss["last"] > how.loss["first"], []
+    if worse:
+        fact = f"loss {how.loss['last']:.4g} against {how.loss['first']:.4g}; a larger --feature-dim may help"
+        warnings = [f"the map separates less well than the raw patterns do: {fact}"]
+    keep = force or not worse or options.get("feature_dim") is not None  # who asks for few dimensions gets them
+    if keep or output is not None:
+        (learned if keep else bank).save(output or bank_path, force=force or output is None)
     result = OptimizeResult(
-        learned.objective, learned.feature_dimension, how.steps, how.loss, how.separation, validation=[], kept="learned"
+        learned.objective,
+        learned.feature_dimension,
+        how.steps,
+        how.loss,
+        how.separation,
+        validation=[],
+        kept="learned" if keep else "raw",
     )
     return Outcome(result, device, warnings)

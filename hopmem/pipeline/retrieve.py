@@ -10,12 +10,15 @@ from torch import Tensor
 
 from hopmem import verbs
 from hopmem.atomic import refuse_overwrite
-from hopmem.bank import MemoryBank
+from hopmem.bank import SMALLEST, MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
 from hopmem.patterns import Form, Layout, Loaded, Reading, Skipped, kind_of, load, save, targets
 from hopmem.pipeline.outcome import Machine, Outcome, Picture
 from hopmem.pipeline.store import fitting
+from hopmem.verbs.retrieve import GIVEN
+
+MOST_PICTURES = 64  # on a contact sheet
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def retrieve(
         What came back.
 
     Raises:
+        InvalidDataError: images of another shape than the bank's.
         UsageError: pictures of rows that are no images.
     """
     bank = MemoryBank.load(bank_path)
@@ -89,15 +93,18 @@ def retrieve(
         for path in [] if output is None or kind is None else targets(output, kind, read.form, names):
             refuse_overwrite(path, force=force)
         asked = read.in_layout(bank.layout)
+        if asked.shape != bank.shape and 1 not in {len(asked.shape), len(bank.shape)}:
+            raise InvalidDataError(queries[0], f"rows of shape {list(bank.shape)} as in the bank", list(asked.shape))
         X = asked.stored.float() * _query_scale(asked, bank)
         X = X if asked.known is None else X.masked_fill(~asked.known, torch.nan)
         answer = verbs.retrieve(bank, X, device=device, budget=machine.budget, watch=machine.watch, **options)
         if output is not None and kind is not None:
             _save_answers(answer.patterns, output, kind, read, bank, names, force=force)
     result = RetrieveResult(answer.alpha, answer.beta, int(answer.steps.max()), _matches(answer, names, bank))
-    repeats = [f"beta {answer.beta:.6g}: {answer.beta_source}"] if "repeat" in answer.beta_source else []
+    usual = answer.beta_source in {GIVEN, SMALLEST}
+    notes = [*read.notes, *([] if usual else [f"β {answer.beta:.6g} follows from the {answer.beta_source}"])]
     shown = _pictures(X, asked.known, answer, bank, names) if pictures else []
-    return Outcome(result, device, [*read.notes, *repeats], list(read.skipped), shown)
+    return Outcome(result, device, notes, list(read.skipped), shown)
 
 
 def _queries(
@@ -119,7 +126,7 @@ def _queries(
     if missing is not None:
         known = known & (loaded.stored != missing)
     if mask is not None:
-        known = known & ~_hidden(mask, loaded)
+        known = known & ~_hidden(mask, loaded, bank.resized)
     loaded = replace(loaded, known=None if bool(known.all()) else known)
     empty = (~known.any(1)).nonzero()[:, 0].tolist()
     if not empty:
@@ -131,8 +138,8 @@ def _queries(
     return loaded.take(kept, [Skipped(names[row], "no entry is known") for row in empty])
 
 
-def _hidden(mask: str, loaded: Loaded) -> Tensor:
-    """Which entries a mask hides; a grey mask hides all channels of a pixel.
+def _hidden(mask: str, loaded: Loaded, size: tuple[int, int] | None) -> Tensor:
+    """Which entries a mask hides; a grey mask hides all channels of a pixel, masks named as the queries go by name.
 
     Returns:
         bool, [1 or B, d].
@@ -141,7 +148,11 @@ def _hidden(mask: str, loaded: Loaded) -> Tensor:
         InvalidDataError: a mask of another shape.
     """
     B, d = loaded.stored.shape
-    rows = load([mask], Reading()).stored
+    hiding = load([mask], Reading(size=size))
+    rows = hiding.stored
+    if loaded.form.images and sorted(hiding.row_names) == sorted(loaded.row_names):
+        place = {name: row for row, name in enumerate(hiding.row_names)}
+        rows = rows[torch.tensor([place[name] for name in loaded.row_names])]
     pixels = loaded.layout in {"HWC", "CHW"} and d % 3 == 0 and d // 3
     if rows.numel() in {d, pixels} and rows.shape[1] not in {d, pixels}:
         rows = rows.reshape(1, -1)  # one array of a pattern's own shape
@@ -174,10 +185,13 @@ def _output_kind(output: str, loaded: Loaded, bank: MemoryBank) -> str:
         UsageError: a name that does not suit the answers.
     """
     layout = bank.layout if bank.values is None else bank.values_layout
+    pictured = loaded.form.kind in {"image", "folder"}
     if output == "-":
         kind = "npy" if loaded.form.kind == "folder" else loaded.form.kind
+    elif Path(output).is_dir() or output.endswith("/"):
+        kind = "folder"
     else:
-        kind = ("folder" if Path(output).is_dir() else kind_of(Path(output))) or "folder"
+        kind = kind_of(Path(output)) or ("folder" if pictured else loaded.form.kind)
     if kind in {"image", "folder"} and layout is None:
         raise UsageError(
             f"-o {output}: expected a name ending in .npy, .csv or the like, since the answers are no images"
@@ -284,5 +298,5 @@ def _pictures(
             match=answer.match[row],
             confidence=float(answer.confidence[row]),
         )
-        for row in answer.confidence.argsort(stable=True).tolist()
+        for row in answer.confidence.argsort(stable=True)[:MOST_PICTURES].tolist()
     ]

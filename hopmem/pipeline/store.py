@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from hopmem.atomic import refuse_overwrite
-from hopmem.bank import MemoryBank
+from hopmem.bank import SAME, MemoryBank
 from hopmem.devices import memory_errors, resolve
-from hopmem.errors import InvalidDataError
+from hopmem.errors import InvalidDataError, UsageError
+from hopmem.model.kernel import blocks
+from hopmem.model.separation import nearest_delta
 from hopmem.patterns import Loaded, Reading, load
 from hopmem.pipeline.outcome import Machine, Outcome
 from hopmem.verbs.work import pair_block, stage
@@ -60,8 +62,13 @@ def store(
 
     Returns:
         What was (or would be) stored.
+
+    Raises:
+        UsageError: values whose rows could lose their patterns.
     """
     path = Path(output)
+    if values is not None and reading.on_bad == "skip":
+        raise UsageError("--values: expected --on-bad error, since a row that is skipped would lose its partner")
     if not append and not dry_run:
         refuse_overwrite(path, force=force)
     with memory_errors():
@@ -71,13 +78,13 @@ def store(
         paired = None if values is None else load([values], replace(reading, key=None, id_column=None))
         new = _bank_of(_cast(loaded, dtype), paired, reading)
         bank = replace(new if old is None else _appended(old, new, sources[0]), tuning=None)
-        warnings = [*loaded.notes, *_name_warnings(bank)]
+        warnings = [*loaded.notes, *_name_warnings(bank), *_zero_warnings(bank)]
         if not dry_run:
             block = pair_block(max(bank.dimension, bank.feature_dimension), machine.budget)
             bank = replace(bank, seed=bank.seed if machine.seed is None else machine.seed).tuned(
                 device, block, stage(machine.watch, "measuring")
             )
-            warnings += [] if old is None else _append_warnings(old, bank)
+            warnings += [] if old is None else _append_warnings(old.tuned(device, block), bank, device, block)
             bank.save(path, force=force or append)
         result = StoreResult(
             bank=output,
@@ -111,17 +118,17 @@ def _cast(loaded: Loaded, dtype: str | None) -> Loaded:
     """
     if dtype is None or DTYPES[dtype] == loaded.stored.dtype:
         return loaded
-    values = loaded.stored.double() * loaded.scale
-    if dtype == "uint8":
-        if float(values.min()) < 0 or float(values.max()) > 1:
-            raise InvalidDataError(
-                "--dtype uint8", "values from 0 to 1", f"{float(values.min()):g} to {float(values.max()):g}"
-            )
-        return replace(loaded, stored=(values * 255).round().to(torch.uint8), scale=1 / 255)
-    stored = values.to(DTYPES[dtype])
-    if not bool(stored.isfinite().all()):
-        raise InvalidDataError(f"--dtype {dtype}", "values that it can hold", f"up to {float(values.abs().max()):g}")
-    return replace(loaded, stored=stored, scale=1.0)
+    to_pixels = dtype == "uint8"
+    stored = torch.empty(loaded.stored.shape, dtype=DTYPES[dtype])
+    for rows in blocks(len(stored), 4096):
+        values = loaded.stored[rows].double() * loaded.scale
+        low, high = float(values.min()), float(values.max())
+        if to_pixels and not 0 <= low <= high <= 1:
+            raise InvalidDataError("--dtype uint8", "values from 0 to 1", f"{low:g} to {high:g}")
+        stored[rows] = (values * 255).round().to(torch.uint8) if to_pixels else values.to(DTYPES[dtype])
+        if not bool(stored[rows].isfinite().all()):
+            raise InvalidDataError(f"--dtype {dtype}", "values that it can hold", f"{low:g} to {high:g}")
+    return replace(loaded, stored=stored, scale=1 / 255 if to_pixels else 1.0)
 
 
 def _bank_of(loaded: Loaded, values: Loaded | None, reading: Reading) -> MemoryBank:
@@ -201,17 +208,29 @@ def _name_warnings(bank: MemoryBank) -> list[str]:
     return [f"{len(repeated)} names stand for more than one pattern, {repeated[0]!r} first"] if repeated else []
 
 
-def _append_warnings(old: MemoryBank, bank: MemoryBank) -> list[str]:
+def _zero_warnings(bank: MemoryBank) -> list[str]:
+    count = sum(int((bank.patterns[rows] == 0).all(1).sum()) for rows in blocks(len(bank), 4096))
+    return (
+        [f"{count} patterns are zero everywhere; a raw bank can't tell them, since it compares directions"]
+        if count
+        else []
+    )
+
+
+def _append_warnings(old: MemoryBank, bank: MemoryBank, device: torch.device, block: int) -> list[str]:
     """Say what the new patterns did to the separation, and whether to optimize again.
 
     Returns:
         At most one warning.
     """
-    if old.tuning is None or bank.tuning is None or not bank.tuning.delta < old.tuning.delta:
+    delta = nearest_delta(bank.memory(device), torch.arange(len(old), len(bank)), block)
+    before, after = old.tuning.delta if old.tuning else 0.0, float(delta.min())
+    if not after < before:
         return []
-    before, after = old.tuning.delta, bank.tuning.delta
-    change = f"{bank.tuning.source}: {before:.4g} → {after:.4g}"
-    fall = f"the new patterns lower the separation by {1 - after / before:.1%} ({change})"
+    repeated = int((delta <= SAME).sum())
+    repeats = f"; {repeated} of them repeat stored ones" if repeated else ""
+    change = f"Δ from {before:.4g} to {after:.4g}"
+    fall = f"the new patterns lower the separation by {1 - max(after, 0) / before:.1%} ({change}){repeats}"
     if bank.phi.W is None:
         return [fall]
     advice = "run hopmem optimize again" if after < WORTH_LEARNING * before else "no need to optimize again yet"

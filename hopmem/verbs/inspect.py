@@ -77,6 +77,7 @@ def inspect(
     error: float = 1e-3,
     alpha: float | None = None,
     beta: float | Literal["auto"] = "auto",
+    seed: int | None = None,
     device: str = "cpu",
     budget: int = DEFAULT_BUDGET,
     watch: Watch | None = None,
@@ -89,6 +90,7 @@ def inspect(
         error: ε, the wanted error in feature space.
         alpha: of Theorem 2 and the self-test; None takes the bank's.
         beta: at which the bounds are evaluated; auto takes the bank's.
+        seed: draws the patterns of the self-test; None takes the bank's.
         device: where to compute.
         budget: bytes of working memory for a block.
         watch: told what is being done, and how far it is.
@@ -111,7 +113,7 @@ def inspect(
         progress = stage(watch, "measuring learned")
         learned = separation(bank.memory(where), closest=wanted, block=block, progress=progress)
     in_force = learned or raw
-    answer = _self_test(bank, alpha, beta, device, budget)
+    answer = _self_test(bank, alpha, beta, bank.seed if seed is None else seed, device, budget)
     return Inspection(
         patterns=len(bank),
         dimension=bank.dimension,
@@ -186,14 +188,14 @@ def _bounds(
 
 
 def _self_test(
-    bank: MemoryBank, alpha: float | None, beta: float | Literal["auto"], device: str, budget: int
+    bank: MemoryBank, alpha: float | None, beta: float | Literal["auto"], seed: int, device: str, budget: int
 ) -> Answer:
     """Put stored patterns to the bank as queries.
 
     Returns:
         The answers to at most a thousand of them.
     """
-    draw = torch.randperm(len(bank), generator=torch.Generator().manual_seed(bank.seed))[:SELF_TEST]
+    draw = torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))[:SELF_TEST]
     return retrieve(bank, bank.rows()[draw], alpha=alpha, beta=beta, device=device, budget=budget)
 
 

@@ -57,7 +57,7 @@ def optimize(
     """
     _check(objective, feature_dim, steps, temperature, learning_rate, batch_size)
     where = resolve(device)
-    training = Training(feature_dim, steps, temperature, learning_rate, batch_size, seed, time_limit)
+    training = Training(feature_dim, steps, temperature, learning_rate, batch_size, seed, budget, time_limit)
     learned = learn_average(_distinct(bank, where), training, stage(watch, "learning"))
     W, b = learned.phi.W, learned.phi.b
     if W is None or b is None or not bool(W.isfinite().all() and b.isfinite().all()):

@@ -16,6 +16,8 @@ from hopmem.model.kernel import Features, Patterns
 from hopmem.model.separation import Progress
 from hopmem.verbs.work import Watch, pair_block, stage
 
+GIVEN = "as given"  # where a β comes from that the caller chose
+
 
 @dataclass(frozen=True, eq=False)
 class Answer:
@@ -83,7 +85,7 @@ def retrieve(
     X, known = _queries(bank, Q, mask)
     if beta == "auto":
         bank = bank.tuned(where, pair_block(bank.dimension, budget), stage(watch, "measuring"))
-    source = bank.tuning.source if beta == "auto" and bank.tuning else "as given"
+    source = bank.tuning.source if beta == "auto" and bank.tuning else GIVEN
     beta = bank.tuning.beta if beta == "auto" and bank.tuning else float(beta)
     dynamics = Dynamics(alpha, beta, steps, tolerance, min(top, len(bank)), budget)
     memory, readout = bank.memory(where).held(budget), bank.readout(where)
@@ -141,10 +143,12 @@ def _queries(bank: MemoryBank, Q: Any, mask: Any) -> tuple[Tensor, Tensor | None
         InvalidDataError: queries of another dimension, too large for float32, or of which nothing is known.
     """
     rows = as_rows(Q, "queries", partial=True)
-    rows = rows[None] if tuple(rows.shape) == bank.shape and rows.ndim == len(bank.shape) else rows
+    rows = rows[None] if tuple(rows.shape) == bank.shape else rows
     if rows.ndim < 2 or len(rows) == 0 or rows[0].numel() != bank.dimension:
         expected = f"queries [B, {bank.dimension}] like the bank's patterns"
         raise InvalidDataError("queries", expected, f"shape {list(rows.shape)}")
+    if tuple(rows.shape[1:]) != bank.shape and 1 not in {rows.ndim - 1, len(bank.shape)}:
+        raise InvalidDataError("queries", f"shape [B, *{list(bank.shape)}] like the bank's", list(rows.shape))
     scale = bank.scale if rows.dtype == bank.patterns.dtype and not rows.is_floating_point() else 1.0
     X = rows.reshape(len(rows), -1).float() * scale  # [B, d]
     unknown = X.isnan()

@@ -39,7 +39,8 @@ def numbers(dtype: str, shape: tuple[int, ...] = (5, 4)) -> np.ndarray:
         return draw.integers(0, 2, shape).astype(kind)
     if kind.kind == "f":
         array = draw.normal(size=shape).astype(kind)
-        array.flat[:3] = np.finfo(kind).max, np.finfo(kind).tiny, -0.0
+        widest = min(float(np.finfo(kind).max), float(np.finfo("f4").max))  # the memory computes in float32
+        array.flat[:3] = widest, np.finfo(kind).tiny, -0.0
         return array
     limits = np.iinfo(kind)
     array = draw.integers(limits.min, limits.max, shape, dtype=kind.newbyteorder("="), endpoint=True).astype(kind)

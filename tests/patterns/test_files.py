@@ -91,7 +91,7 @@ def test_rows_left_out_of_a_later_source_do_not_restart_the_count(tmp_path):
     second = npy(tmp_path / "b.npy", [[1.0, 1.0], [np.nan, 1.0], [2.0, 2.0]])
     loaded = load([first, second], Reading(on_bad="skip"))
     assert loaded.stored.tolist() == [[0.0, 0.0], [0.0, 0.0], [1.0, 1.0], [2.0, 2.0]]
-    assert len(set(loaded.names)) == 4
+    assert len(set(loaded.row_names)) == 4
 
 
 def test_one_type_is_kept_and_types_that_differ_meet_in_float32(tmp_path):
@@ -151,7 +151,7 @@ def test_a_row_that_is_not_finite_is_named_or_skipped(tmp_path, bad, dtype):
         load([path], Reading())
     loaded = load([path], Reading(on_bad="skip"))
     assert loaded.stored.tolist() == rows[[0, 1, 3]].tolist()
-    assert loaded.names == ("0", "1", "3")
+    assert loaded.row_names == ("0", "1", "3")
     assert [skip.name for skip in loaded.skipped] == ["2"]
 
 

@@ -123,7 +123,7 @@ def test_a_table_with_other_delimiters_is_told_which_are_expected(table):
 def test_bad_rows_are_skipped_on_demand_and_the_rest_keep_their_numbers(table):
     loaded = table("x,y\n1,2\n3\n4,word\n5,6\n", on_bad="skip")
     assert loaded.stored.tolist() == [[1.0, 2.0], [5.0, 6.0]]
-    assert loaded.names == ("0", "3")
+    assert loaded.row_names == ("0", "3")
     assert [skip.name for skip in loaded.skipped] == ["line 3", "line 4"]
     with refused(4, "none of them usable"):
         table("x,y\nword,2\n", on_bad="skip")
