@@ -223,6 +223,7 @@ class MemoryBank:
         Raises:
             BankError: no bank, a damaged one, or one of a newer version.
             MissingInputError: nothing there.
+            UnreadableError: a folder, or a file that may not be read.
         UnreadableError: a folder, or a file that may not be read.
         """
         if not Path(path).exists():

@@ -257,7 +257,7 @@ MISTAKES = [
     ("retrieve {images} {bad}/sizes/odd.png", 4, ["odd.png", "[6, 8, 3]", "[5, 9, 3]"]),
     ("inspect {bank} --device cuda:7", 5, ["cuda:7", "expected", "found"]),
     ("inspect {array}", 6, ["vectors.npy", "expected a safetensors file"]),
-    ("inspect {bad}", 6, ["expected a safetensors file"]),
+    ("inspect {bad}", 3, ["expected a bank", "a folder"]),
     ("inspect {bad}/cut.safetensors", 6, ["cut.safetensors", "expected"]),
     ("inspect {bad}/other.safetensors", 6, ["other.safetensors", "expected a hopmem bank"]),
     ("inspect {bad}/newer.safetensors", 6, ["newer.safetensors", "hopmem.bank/1", "hopmem.bank/99"]),

@@ -316,7 +316,7 @@ def test_an_array_of_images_becomes_a_folder_where_the_name_says_so(
     hopmem: Hopmem, tmp_path: Path, image_bank: Path, pixels: Array
 ):
     np.save(tmp_path / "q.npy", pixels)
-    hopmem("retrieve", image_bank, tmp_path / "q.npy", "--snap", "-o", tmp_path / "out")
+    hopmem("retrieve", image_bank, tmp_path / "q.npy", "--snap", "-o", f"{tmp_path}/out/")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"{row}.png" for row in range(6)]
     for row, image in enumerate(pixels):
         np.testing.assert_array_equal(seen(tmp_path / "out" / f"{row}.png")[0], image)

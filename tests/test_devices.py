@@ -72,7 +72,7 @@ def test_what_is_no_size_is_a_usage_error(text):
 
 def test_a_block_takes_part_of_the_memory_limit_and_never_more_than_the_default():
     assert budget(None) == DEFAULT_BUDGET
-    assert budget("64G") == DEFAULT_BUDGET
+    assert budget("64G") == 16 << 30
     assert 0 < budget("400M") < 400 * MIB
 
 

@@ -130,7 +130,7 @@ def test_the_separation_does_not_depend_on_the_norm_of_the_patterns(norm):
 
 
 def test_the_budget_does_not_change_the_map():
-    one, other = hopmem.optimize(bank_of(50, 6), steps=5), hopmem.optimize(bank_of(50, 6), steps=5, budget=1)
+    one, other = hopmem.optimize(bank_of(50, 6), steps=5), hopmem.optimize(bank_of(50, 6), steps=5, budget=1 << 20)
     assert torch.equal(one.phi.W, other.phi.W)
     assert one.learning.loss["last"] == pytest.approx(other.learning.loss["last"], abs=1e-6)
 
