@@ -143,7 +143,7 @@ class MemoryBank:
         Returns:
             The unit features on `device`.
         """
-        return Features(self.rows(device), self.phi.to(device), self.features)
+        return Features(self.rows(device), self._phi.to(device), self.features)
 
     def raw_memory(self, device: torch.device = CPU) -> Features:
         """The unit features of the identity map, whatever was learned.
@@ -167,6 +167,11 @@ class MemoryBank:
             sample = draw[: MEASURED * MEASURED // len(self) // 2].sort().values
         delta = nearest_delta(self.memory(device), sample, block, progress)
         return replace(self, tuning=tune(delta, len(self), sampled=sample is not None))
+
+    @cached_property
+    def _phi(self) -> FeatureMap:
+        """The feature map, computed from the mean of the patterns, near which all of them lie."""
+        return self.phi if self.phi.b is None else self.phi.near(self.rows().mean())
 
     @cached_property
     def duplicates(self) -> list[list[int]]:

@@ -53,6 +53,7 @@ class FeatureMap:
 
     W: Tensor | None = None  # [D, d]; None is the identity, which no d×d matrix has to hold
     b: Tensor | None = None  # [D]; None is zero
+    origin: Tensor | None = None  # [d], a point m near the patterns, from which Φ is computed: W(u − m) + (W m + b)
 
     def __call__(self, U: Tensor) -> Tensor:
         """Map rows to feature space.
@@ -64,8 +65,23 @@ class FeatureMap:
             Their features, not normalised [N, D].
         """
         if self.W is None:
-            return U if self.b is None else U + self.b
-        return linear(U, self.W, self.b)
+            return U if self.b is None else U + self.b.to(U)
+        if self.origin is None:
+            return linear(U, self.W, None if self.b is None else self.b.to(self.W))
+        return linear(U - self.origin, self.W, self._at_origin().to(self.W))
+
+    def near(self, origin: Tensor) -> "FeatureMap":
+        """The same map, computed from a point near the patterns.
+
+        Where all patterns share a large offset, W u and b cancel, and float32 has lost what is left.
+
+        Args:
+            origin: m [d], the mean of the patterns, say.
+
+        Returns:
+            The map; itself where there is nothing that could cancel.
+        """
+        return self if self.W is None or self.b is None else replace(self, origin=origin.to(self.W))
 
     def to(self, device: torch.device) -> "FeatureMap":
         """Move the map.
@@ -73,18 +89,21 @@ class FeatureMap:
         Returns:
             The same map on `device`.
         """
-        return FeatureMap(*(None if part is None else part.to(device) for part in (self.W, self.b)))
+        return FeatureMap(*(None if part is None else part.to(device) for part in (self.W, self.b, self.origin)))
 
     def centre(self) -> Tensor | None:
-        """The shortest pattern r with Φ(r) = 0 (as nearly as W can reach).
+        """A pattern r with Φ(r) = 0 (as nearly as W can reach), the nearest to the map's origin.
 
         Returns:
-            r [d], or None where Φ has no offset and r is the origin.
+            r [d], or None where Φ has no offset and r is zero.
         """
         if self.W is None or self.b is None:
             return None
-        W, b = self.W.double().cpu(), self.b.double().cpu()
-        r: Tensor = torch.linalg.lstsq(W, -b[:, None], driver="gelsd").solution[:, 0]
+        W, c = self.W.double(), self._at_origin()
+        gram = W @ W.T
+        gram.diagonal().add_(1e-12 * gram.diagonal().mean())  # W may have fewer than D dimensions
+        start = W.new_zeros(W.shape[1]) if self.origin is None else self.origin.double()
+        r: Tensor = start - W.T @ torch.linalg.solve(gram, c)
         return r.to(self.W)
 
     def restricted(self, columns: Tensor, centre: Tensor | None) -> "FeatureMap":
@@ -100,7 +119,21 @@ class FeatureMap:
         if self.W is None:
             return self
         W = self.W[:, columns]
-        return FeatureMap(W, None if centre is None else -(W @ centre[columns]))
+        if centre is None:
+            return FeatureMap(W)
+        seen = centre[columns]
+        return FeatureMap(W, -(W.double() @ seen.double()), seen)
+
+    def _at_origin(self) -> Tensor:
+        """Φ of the origin.
+
+        Returns:
+            W m + b [D], float64.
+        """
+        assert self.W is not None  # the identity is never asked
+        assert self.b is not None
+        b = self.b.double()
+        return b if self.origin is None else b + self.W.double() @ self.origin.double()
 
 
 @dataclass(frozen=True)
@@ -124,6 +157,17 @@ class Patterns:
     def dimension(self) -> int:
         """The number of entries of a row."""
         return self.stored.shape[1] if self.columns is None else len(self.columns)
+
+    def mean(self) -> Tensor:
+        """The mean pattern.
+
+        Returns:
+            float64 [d] on the device.
+        """
+        total = torch.zeros(self.dimension, dtype=torch.float64, device=self.device)
+        for rows in blocks(len(self), 4096):
+            total += self[rows].sum(0, dtype=torch.float64)
+        return total / len(self)
 
     def __getitem__(self, rows: Rows) -> Tensor:
         """The patterns of some rows.

@@ -100,7 +100,8 @@ def learn_average(patterns: Patterns, training: Training, progress: Progress | N
     best = _Ruler(lambda A: loss_of(A @ W0), A)
     curve, steps = _descend(A, batches, training, best, deadline, progress)
     W = even_rows(best.best @ W0)
-    return Learned(FeatureMap(W, -(W.double() @ whitened.mean.double()).to(W)), curve, steps)
+    phi = FeatureMap(W, -(W.double() @ whitened.mean.double())).near(whitened.mean)
+    return Learned(phi, curve, steps)
 
 
 def whiten(patterns: Patterns) -> Whitened:
@@ -113,9 +114,7 @@ def whiten(patterns: Patterns) -> Whitened:
         Mean, eigenvalues and directions, as many as the memories span and at least one.
     """
     M, d = len(patterns), patterns.dimension
-    mean = (
-        sum((patterns[rows].double().sum(0) for rows in blocks(M, 4096)), torch.zeros((), device=patterns.device)) / M
-    )
+    mean = patterns.mean()
     if d < M:
         C = torch.zeros(d, d, dtype=torch.float64, device=patterns.device)
         for rows in blocks(M, 4096):

@@ -168,3 +168,15 @@ def test_progress_is_told_and_ends_with_all():
     assert {"learning", "measuring raw", "measuring learned"} <= set(told)
     for label in ("measuring raw", "measuring learned"):
         assert told[label][-1][0] == told[label][-1][1]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4])
+def test_an_offset_that_all_patterns_share_changes_nothing(offset):
+    X = torch.randn(60, 300, generator=torch.Generator().manual_seed(0)) + offset
+    bank = hopmem.optimize(hopmem.MemoryBank.from_patterns(X))
+    cosines = reference.pair_cosines(bank.features).values()
+    assert max(cosines) == pytest.approx(-1 / 59, abs=1e-3)
+    assert min(cosines) == pytest.approx(-1 / 59, abs=1e-3)
+    answer = hopmem.retrieve(bank, X)
+    assert answer.index.tolist() == list(range(60))
+    assert float(answer.confidence.min()) > 0.99
