@@ -9,7 +9,7 @@ from hopmem.errors import HopmemError
 
 
 @contextmanager
-def refused(code: int, *facts: str) -> Iterator[None]:
+def raises_refusal(code: int, *facts: str) -> Iterator[None]:
     with pytest.raises(HopmemError) as caught:
         yield
     message = str(caught.value)

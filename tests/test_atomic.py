@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hopmem.atomic import refuse_overwrite, replacing
-from tests.refusal import refused
+from tests.refusal import raises_refusal
 
 
 def write(path: Path, text: str, *, force: bool = True) -> None:
@@ -51,9 +51,9 @@ def test_a_reader_of_the_old_file_keeps_reading_the_old_file(tmp_path):
 def test_nothing_is_overwritten_without_force(tmp_path):
     path = tmp_path / "x.txt"
     path.write_text("old")
-    with refused(2, "x.txt", "--force"):
+    with raises_refusal(2, "x.txt", "--force"):
         write(path, "new", force=False)
-    with refused(2, "x.txt"):
+    with raises_refusal(2, "x.txt"):
         refuse_overwrite(path, force=False)
     refuse_overwrite(path, force=True)
     refuse_overwrite(tmp_path / "y.txt", force=False)
@@ -97,7 +97,7 @@ def test_a_link_keeps_pointing_where_it_points(tmp_path, there):
 
 def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with refused(3, "can be written to"):
+    with raises_refusal(3, "can be written to"):
         write(tmp_path / "file" / "x", "new")
 
 

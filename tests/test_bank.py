@@ -15,10 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-import hopmem.bank
 from hopmem.bank import FORMAT, Learning, MemoryBank, Tuning, tune
 from hopmem.model.kernel import FeatureMap
-from tests.refusal import refused
+from tests.refusal import raises_refusal
 from tests.verbs import randn
 
 DTYPES = [torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -121,7 +120,7 @@ def test_any_bank_survives_the_round_trip(tmp_path_factory, names, numbered, sha
 
 
 def test_a_name_that_utf8_cannot_hold_is_refused():
-    with refused(4, "names", "ud800"):
+    with raises_refusal(4, "names", "ud800"):
         MemoryBank.from_patterns(torch.eye(1), ["\ud800"])
 
 
@@ -181,19 +180,19 @@ def test_saving_twice_writes_the_same_bytes(tmp_path):
 
 
 def test_a_missing_bank_is_named(tmp_path):
-    with refused(3, "gone.safetensors", "hopmem store"):
+    with raises_refusal(3, "gone.safetensors", "hopmem store"):
         MemoryBank.load(tmp_path / "gone.safetensors")
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\xff" * 100, b"PK\x03\x04" * 99])
 def test_what_is_no_safetensors_file_is_no_bank(tmp_path, content):
     (tmp_path / "x").write_bytes(content)
-    with refused(6, "x", "safetensors"):
+    with raises_refusal(6, "x", "safetensors"):
         MemoryBank.load(tmp_path / "x")
 
 
 def test_a_folder_is_no_bank(tmp_path):
-    with refused(3, str(tmp_path), "a folder"):
+    with raises_refusal(3, str(tmp_path), "a folder"):
         MemoryBank.load(tmp_path)
 
 
@@ -202,7 +201,7 @@ def test_a_bank_cut_short_anywhere_is_no_bank(tmp_path):
     raw = (tmp_path / "x").read_bytes()
     for length in [*range(0, len(raw), 97), len(raw) - 1]:
         (tmp_path / "cut").write_bytes(raw[:length])
-        with refused(6, "cut"):
+        with raises_refusal(6, "cut"):
             MemoryBank.load(tmp_path / "cut")
 
 
@@ -224,7 +223,7 @@ def forge(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str]
 )
 def test_another_format_or_version_is_told(tmp_path, format_, found):
     tensors, metadata = parts(learned_bank(), tmp_path / "x")
-    with refused(6, "y", found):
+    with raises_refusal(6, "y", found):
         MemoryBank.load(forge(tmp_path / "y", tensors, metadata | {"format": format_} if format_ else None))
 
 
@@ -232,7 +231,7 @@ def test_another_format_or_version_is_told(tmp_path, format_, found):
 def test_a_bank_without_a_tensor_is_not_whole(tmp_path, name):
     tensors, metadata = parts(learned_bank(), tmp_path / "x")
     del tensors[name]
-    with refused(6, name):
+    with raises_refusal(6, name):
         MemoryBank.load(forge(tmp_path / "y", tensors, metadata))
 
 
@@ -243,7 +242,7 @@ def test_a_bank_with_missing_or_damaged_metadata_is_not_whole(tmp_path, key, val
         pytest.skip("any text is an objective")
     tensors, metadata = parts(learned_bank(), tmp_path / "x")
     damaged = {name: text for name, text in metadata.items() if name != key} | ({key: value} if value else {})
-    with refused(6, "y"):
+    with raises_refusal(6, "y"):
         MemoryBank.load(forge(tmp_path / "y", tensors, damaged))
 
 
@@ -268,7 +267,7 @@ def test_a_bank_with_missing_or_damaged_metadata_is_not_whole(tmp_path, key, val
 def test_tensors_that_do_not_belong_together_are_told(tmp_path, name, shape):
     tensors, metadata = parts(learned_bank(), tmp_path / "x")
     tensors[name] = torch.zeros(shape, dtype=tensors[name].dtype)
-    with refused(6, "y"):
+    with raises_refusal(6, "y"):
         MemoryBank.load(forge(tmp_path / "y", tensors, metadata))
 
 
@@ -276,7 +275,7 @@ def test_tensors_that_do_not_belong_together_are_told(tmp_path, name, shape):
 def test_names_that_do_not_fill_their_bytes_are_told(tmp_path, offsets):
     tensors, metadata = parts(learned_bank(names=["a", "b"]), tmp_path / "x")
     tensors["names.offsets"] = torch.tensor(offsets)
-    with refused(6, "y"):
+    with raises_refusal(6, "y"):
         MemoryBank.load(forge(tmp_path / "y", tensors, metadata))
 
 
@@ -289,7 +288,7 @@ def test_a_failure_while_saving_leaves_the_old_bank_and_nothing_else(tmp_path, m
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(hopmem.bank, "save_file", fail)
+    monkeypatch.setattr("hopmem.bank.file.save_file", fail)
     with pytest.raises(OSError, match="No space"):
         MemoryBank.from_patterns(torch.eye(2)).save(path)
     assert path.read_bytes() == before
@@ -319,7 +318,7 @@ def test_a_bank_may_be_saved_over_the_one_that_it_was_loaded_from(tmp_path):
 
 def test_nothing_is_overwritten_without_force(tmp_path):
     learned_bank().save(tmp_path / "x")
-    with refused(2, "--force"):
+    with raises_refusal(2, "--force"):
         learned_bank().save(tmp_path / "x", force=False)
 
 
@@ -348,17 +347,17 @@ def test_a_bank_is_made_of_arrays_tensors_or_lists(make):
     ],
 )
 def test_what_is_no_finite_array_with_rows_is_invalid(X):
-    with refused(4, "patterns"):
+    with raises_refusal(4, "patterns"):
         MemoryBank.from_patterns(X)
     if X is not None:
-        with refused(4, "values"):
+        with raises_refusal(4, "values"):
             MemoryBank.from_patterns(torch.eye(2), values=X)
 
 
 def test_counts_that_differ_are_invalid():
-    with refused(4, "names", "3"):
+    with raises_refusal(4, "names", "3"):
         MemoryBank.from_patterns(torch.eye(2), names=["a", "b", "c"])
-    with refused(4, "values", "2"):
+    with raises_refusal(4, "values", "2"):
         MemoryBank.from_patterns(torch.eye(2), values=torch.eye(3))
 
 
@@ -415,7 +414,7 @@ def test_a_bank_is_tuned_once():
 def test_a_large_bank_is_tuned_on_a_sample_that_says_so(monkeypatch):
     bank = MemoryBank.from_patterns(randn(200, 5))
     everything = bank.tuned().tuning
-    monkeypatch.setattr(hopmem.bank, "MEASURED", 100)
+    monkeypatch.setattr("hopmem.bank.memory.MEASURED", 100)
     sampled = bank.tuned(block=7).tuning
     assert "from 25 of 200 patterns" in sampled.source
     assert sampled.delta >= everything.delta - 1e-6

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hopmem.devices import DEFAULT_BUDGET, budget, memory_errors, resolve, set_threads, size
-from tests.refusal import refused
+from tests.refusal import raises_refusal
 
 MIB = 1 << 20
 
@@ -22,13 +22,13 @@ def test_auto_takes_an_accelerator_where_there_is_one():
 
 @pytest.mark.parametrize("name", ["", "gpu", "cuda:", "cuda:-1", "cpu:0", "CPU", "cuda:a", "auto ", "meta"])
 def test_an_unknown_kind_of_device_is_a_usage_error(name):
-    with refused(2, "--device", repr(name)):
+    with raises_refusal(2, "--device", repr(name)):
         resolve(name)
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "cuda:127", "cuda:128", "cuda:257", "cuda:9999999999999999999999"])
 def test_a_device_that_is_not_there_is_a_device_error(name):
-    with refused(5, name):
+    with raises_refusal(5, name):
         resolve(name)
 
 
@@ -36,7 +36,7 @@ def test_cuda_without_a_gpu_is_a_device_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     for name in ("cuda", "cuda:0", "mps"):
-        with refused(5, name):
+        with raises_refusal(5, name):
             resolve(name)
 
 
@@ -66,7 +66,7 @@ def test_sizes_are_powers_of_1024(number, unit):
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "2X", "1e9", "two", "1,5G", "2GG", "nan", "1.G"])
 def test_what_is_no_size_is_a_usage_error(text):
-    with refused(2, "--memory-limit", repr(text)):
+    with raises_refusal(2, "--memory-limit", repr(text)):
         size(text)
 
 
@@ -85,12 +85,12 @@ def test_a_block_takes_part_of_the_memory_limit_and_never_more_than_the_default(
     ],
 )
 def test_running_out_of_memory_says_what_to_do(error):
-    with refused(5, "--memory-limit"), memory_errors():
+    with raises_refusal(5, "--memory-limit"), memory_errors():
         raise error
 
 
 def test_the_real_allocator_runs_out_of_memory_in_the_same_words():
-    with refused(5, "--memory-limit"), memory_errors():
+    with raises_refusal(5, "--memory-limit"), memory_errors():
         torch.empty(1 << 60, dtype=torch.uint8)
 
 

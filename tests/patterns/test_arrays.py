@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hopmem.patterns import Form, Reading, load, save
-from tests.refusal import refused
+from tests.refusal import raises_refusal
 
 DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "f2", "f4", "f8"]
 IDX = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -116,9 +116,9 @@ def test_a_key_chooses_among_arrays_and_its_lack_names_them(tmp_path, kind):
     else:
         save_file(arrays, path) if kind == "safetensors" else torch.save(arrays, path)
     assert torch.equal(load([str(path)], Reading(key="two")).stored, arrays["two"])
-    with refused(4, "one, two", "--key"):
+    with raises_refusal(4, "one, two", "--key"):
         load([str(path)], Reading())
-    with refused(4, "'three'", "one, two"):
+    with raises_refusal(4, "'three'", "one, two"):
         load([str(path)], Reading(key="three"))
 
 
@@ -145,7 +145,7 @@ def test_a_parameter_in_a_pt_is_read_as_numbers(tmp_path):
 @pytest.mark.parametrize("content", [[torch.ones(2)], {"a": {"b": torch.ones(2)}}, 3, torch.ones(2, 2).to_sparse()])
 def test_a_pt_without_a_dense_tensor_is_invalid(tmp_path, content):
     torch.save(content, tmp_path / "x.pt")
-    with refused(4, "x.pt"):
+    with raises_refusal(4, "x.pt"):
         load([str(tmp_path / "x.pt")], Reading())
 
 
@@ -156,14 +156,14 @@ def test_a_pt_whose_keys_are_numbers_is_read(tmp_path):
 
 def test_an_npy_of_objects_is_refused_and_not_executed(tmp_path):
     path = written(tmp_path / "x.npy", np.array([Bomb(tmp_path / "harm")], dtype=object))
-    with refused(4, "pickle"):
+    with raises_refusal(4, "pickle"):
         load([path], Reading())
     assert not (tmp_path / "harm").exists()
 
 
 def test_an_npz_of_objects_is_refused_and_not_executed(tmp_path):
     np.savez(tmp_path / "x.npz", a=np.array([Bomb(tmp_path / "harm")], dtype=object))
-    with refused(4, "pickle"):
+    with raises_refusal(4, "pickle"):
         load([str(tmp_path / "x.npz")], Reading())
     assert not (tmp_path / "harm").exists()
 
@@ -171,7 +171,7 @@ def test_an_npz_of_objects_is_refused_and_not_executed(tmp_path):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_pt_of_objects_is_refused_and_not_executed(tmp_path, zipped):
     torch.save({"a": Bomb(tmp_path / "harm")}, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
-    with refused(4, "pickle"):
+    with raises_refusal(4, "pickle"):
         load([str(tmp_path / "x.pt")], Reading())
     assert not (tmp_path / "harm").exists()
 
@@ -180,7 +180,7 @@ def test_a_pt_of_objects_is_refused_and_not_executed(tmp_path, zipped):
 def test_a_bare_pickle_under_any_name_is_refused_and_not_executed(tmp_path, suffix):
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(pickle.dumps(Bomb(tmp_path / "harm")))
-    with refused(4 if suffix in {"npy", "npz", "pt"} else 3):
+    with raises_refusal(4 if suffix in {"npy", "npz", "pt"} else 3):
         load([str(path)], Reading())
     assert not (tmp_path / "harm").exists()
 
@@ -192,7 +192,7 @@ def test_a_bare_pickle_under_any_name_is_refused_and_not_executed(tmp_path, suff
 def test_garbage_is_unreadable(tmp_path, suffix, content):
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(content)
-    with refused(3, path.name):
+    with raises_refusal(3, path.name):
         load([str(path)], Reading())
 
 
@@ -209,7 +209,7 @@ def test_a_file_cut_short_anywhere_is_unreadable(tmp_path, kind):
     for length in {*range(1, len(raw), max(1, len(raw) // 40)), len(raw) - 1}:
         path = tmp_path / f"cut.{kind}"
         path.write_bytes(raw[:length])
-        with refused(3, "cut"):
+        with raises_refusal(3, "cut"):
             load([str(path)], Reading())
 
 
@@ -241,13 +241,13 @@ def test_a_file_under_the_wrong_suffix_is_refused(tmp_path, content, suffix):
 
 def test_a_folder_with_the_suffix_of_an_array_is_no_array(tmp_path):
     (tmp_path / "x.npy").mkdir()
-    with refused(4, "image"):
+    with raises_refusal(4, "image"):
         load([str(tmp_path / "x.npy")], Reading())
 
 
 @pytest.mark.parametrize("shape", [(0, 3), (3, 0), ()])
 def test_an_array_without_rows_or_entries_is_invalid(tmp_path, shape):
-    with refused(4, "N ≥ 1"):
+    with raises_refusal(4, "N ≥ 1"):
         load([written(tmp_path / "x.npy", np.zeros(shape))], Reading())
 
 
@@ -257,7 +257,7 @@ def test_only_real_numbers_are_valid(tmp_path, dtype):
     if dtype == "g":
         assert load([path], Reading()).stored.tolist() == [[0.0, 0.0]] * 2
     else:
-        with refused(4, "x.npy"):
+        with raises_refusal(4, "x.npy"):
             load([path], Reading())
 
 
@@ -266,7 +266,7 @@ def test_a_complex_tensor_is_invalid(tmp_path, kind):
     path = tmp_path / f"x.{kind}"
     tensor = torch.zeros(2, 2, dtype=torch.complex64)
     save_file({"x": tensor}, path) if kind == "safetensors" else torch.save(tensor, path)
-    with refused(4, "real", "complex64"):
+    with raises_refusal(4, "real", "complex64"):
         load([str(path)], Reading())
 
 
@@ -294,7 +294,7 @@ def test_gzip_is_told_by_its_bytes_not_by_its_name(tmp_path):
 )
 def test_an_idx_of_another_length_than_it_says_is_unreadable(tmp_path, raw):
     (tmp_path / "x.idx").write_bytes(raw)
-    with refused(3, "x.idx"):
+    with raises_refusal(3, "x.idx"):
         load([str(tmp_path / "x.idx")], Reading())
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hopmem.patterns import Form, Loaded, Reading, kind_of, load, save, targets
 from hopmem.patterns.source import ImageForm
-from tests.refusal import refused
+from tests.refusal import raises_refusal
 
 
 def npy(path: Path, rows: object) -> str:
@@ -65,14 +65,14 @@ def test_the_kind_of_a_file_is_told_by_its_name(name, kind):
 
 def test_a_missing_file_is_named_with_what_was_expected(tmp_path):
     for name in ("gone.npy", "gone.csv", "gone", "gone.idx"):
-        with refused(3, name, "expected"):
+        with raises_refusal(3, name, "expected"):
             load([str(tmp_path / name)], Reading())
 
 
 @pytest.mark.parametrize("name", ["x.txt", "x", "x.npy.gz"])
 def test_an_unknown_kind_is_unreadable(tmp_path, name):
     (tmp_path / name).write_text("1,2")
-    with refused(3, name, ".npy"):
+    with raises_refusal(3, name, ".npy"):
         load([str(tmp_path / name)], Reading())
 
 
@@ -115,9 +115,9 @@ def test_the_same_file_may_be_given_twice(tmp_path):
 
 def test_shapes_that_differ_name_both_sources(tmp_path):
     a, b = npy(tmp_path / "a.npy", np.zeros((2, 3))), npy(tmp_path / "b.npy", np.zeros((2, 4)))
-    with refused(4, "a.npy", "b.npy", "[3]", "[4]"):
+    with raises_refusal(4, "a.npy", "b.npy", "[3]", "[4]"):
         load([a, b], Reading())
-    with refused(4, "a.npy", "c.npy", "[3]", "[3, 1]"):
+    with raises_refusal(4, "a.npy", "c.npy", "[3]", "[3, 1]"):
         load([a, npy(tmp_path / "c.npy", np.zeros((2, 3, 1)))], Reading())
 
 
@@ -147,7 +147,7 @@ def test_a_row_that_is_not_finite_is_named_or_skipped(tmp_path, bad, dtype):
     rows = np.arange(8, dtype=dtype).reshape(4, 2)
     rows[2, 1] = bad
     path = npy(tmp_path / "a.npy", rows)
-    with refused(4, "a.npy, row 2", "NaN" if np.isnan(bad) else "infinity"):
+    with raises_refusal(4, "a.npy, row 2", "NaN" if np.isnan(bad) else "infinity"):
         load([path], Reading())
     loaded = load([path], Reading(on_bad="skip"))
     assert loaded.stored.tolist() == rows[[0, 1, 3]].tolist()
@@ -159,7 +159,7 @@ def test_nan_is_unknown_in_a_query_and_an_infinity_never_is(tmp_path):
     loaded = load([npy(tmp_path / "a.npy", [[1.0, np.nan], [2.0, 3.0]])], Reading(partial=True))
     assert loaded.known.tolist() == [[True, False], [True, True]]
     assert bool(loaded.stored.isfinite().all())
-    with refused(4, "row 1"):
+    with raises_refusal(4, "row 1"):
         load([npy(tmp_path / "b.npy", [[1.0, np.nan], [np.inf, 3.0]])], Reading(partial=True))
 
 
@@ -175,7 +175,7 @@ def test_rows_are_checked_in_blocks_without_a_seam(tmp_path, monkeypatch):
 
 
 def test_skipping_every_row_is_an_error(tmp_path):
-    with refused(4, "row 0"):
+    with raises_refusal(4, "row 0"):
         load([npy(tmp_path / "a.npy", [[np.nan], [np.nan]])], Reading(on_bad="skip"))
 
 
@@ -211,10 +211,10 @@ def test_standard_input_tells_its_kind_by_its_first_bytes(tmp_path, monkeypatch,
 
 def test_standard_input_without_data_or_kind_is_refused(monkeypatch):
     feed(monkeypatch, b"")
-    with refused(4, "standard input"):
+    with raises_refusal(4, "standard input"):
         load(["-"], Reading())
     feed(monkeypatch, b"1,2\n")
-    with refused(2, "--format"):
+    with raises_refusal(2, "--format"):
         load(["-"], Reading())
 
 
@@ -245,7 +245,7 @@ def test_no_answer_leaves_its_folder_and_no_two_share_a_file(names, as_images):
 
 @pytest.mark.parametrize("names", [["a.png", "a.png"], ["a.png", "../a.png"], ["/a.png", "a.png"], ["b/../a", "b/a"]])
 def test_two_names_for_one_file_are_both_named(names):
-    with refused(4, *(repr(name) for name in names)):
+    with raises_refusal(4, *(repr(name) for name in names)):
         targets("out", "folder", folder_form(names), names)
 
 
@@ -268,7 +268,7 @@ def test_named_rows_become_images_of_their_names(tmp_path):
 def test_nothing_is_overwritten_without_force(tmp_path):
     path = npy(tmp_path / "a.npy", [[1.0]])
     before = Path(path).read_bytes()
-    with refused(2, "a.npy", "--force"):
+    with raises_refusal(2, "a.npy", "--force"):
         save(path, "npy", torch.zeros(1, 1), Form("npy"), ["0"], None, scale=1.0, force=False)
     assert Path(path).read_bytes() == before
     save(path, "npy", torch.zeros(1, 1), Form("npy"), ["0"], None, scale=1.0, force=True)
@@ -288,7 +288,7 @@ def test_standard_output_gets_the_bytes_of_the_file(tmp_path, monkeypatch, kind)
 
 
 def test_rows_that_are_no_images_cannot_become_pictures(tmp_path):
-    with refused(2, "images"):
+    with raises_refusal(2, "images"):
         save(str(tmp_path / "x.png"), "image", torch.zeros(1, 5), Form("npy"), ["0"], None, scale=1.0, force=False)
     assert list(tmp_path.iterdir()) == []
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from hopmem.patterns import Loaded, Reading, load, save
-from tests.refusal import refused
+from tests.refusal import raises_refusal
 
 LOSSLESS = [
     *((mode, kind) for mode in ("1", "L", "LA", "RGB", "RGBA", "I;16") for kind in ("png", "tif")),
@@ -180,14 +180,14 @@ def test_hidden_files_are_not_looked_at_and_others_are_counted(tmp_path):
 
 def test_a_folder_without_images_is_invalid(tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with refused(4, "at least one image", "1 files"):
+    with raises_refusal(4, "at least one image", "1 files"):
         read(tmp_path)
 
 
 def test_sizes_that_differ_name_two_files_or_are_skipped(tmp_path):
     put(tmp_path / "a.png", np.zeros((4, 6), np.uint8))
     put(tmp_path / "b.png", np.zeros((6, 4), np.uint8))
-    with refused(4, "a.png", "b.png", "6x4", "4x6", "--size"):
+    with raises_refusal(4, "a.png", "b.png", "6x4", "4x6", "--size"):
         read(tmp_path)
     loaded = read(tmp_path, on_bad="skip")
     assert loaded.names == ("a.png",)
@@ -199,7 +199,7 @@ def test_an_upright_and_a_turned_image_of_one_file_size_differ_in_size(tmp_path)
     exif[0x0112] = 6
     put(tmp_path / "a.png", pixels("L"))
     put(tmp_path / "b.png", pixels("L"), exif=exif)
-    with refused(4, "7x5", "5x7"):
+    with raises_refusal(4, "7x5", "5x7"):
         read(tmp_path)
 
 
@@ -271,7 +271,7 @@ def damaged(path: Path, how: str) -> Path:
 def test_a_damaged_image_is_an_error_that_names_it_or_is_skipped(tmp_path, kind, how):
     put(tmp_path / "good.png", np.zeros((32, 32), np.uint8))
     damaged(tmp_path / f"bad.{kind}", how)
-    with refused(3, f"bad.{kind}"):
+    with raises_refusal(3, f"bad.{kind}"):
         read(tmp_path)
     loaded = read(tmp_path, on_bad="skip")
     assert loaded.names == ("good.png",)
@@ -282,7 +282,7 @@ def test_a_damaged_image_is_an_error_that_names_it_or_is_skipped(tmp_path, kind,
 def test_a_folder_of_damaged_images_alone_is_an_error_even_when_skipping(tmp_path, how):
     damaged(tmp_path / "a.png", how)
     damaged(tmp_path / "b.png", how)
-    with refused(3, ".png"):
+    with raises_refusal(3, ".png"):
         read(tmp_path, on_bad="skip")
 
 
@@ -308,14 +308,14 @@ def test_an_image_cut_anywhere_or_with_flipped_bytes_is_read_or_refused_in_one_l
 
 
 def test_a_missing_image_is_named(tmp_path):
-    with refused(3, "gone.png"):
+    with raises_refusal(3, "gone.png"):
         read(tmp_path / "gone.png")
 
 
 def test_a_dangling_link_is_no_image(tmp_path):
     put(tmp_path / "a.png", pixels("L"))
     os.symlink(tmp_path / "gone", tmp_path / "b.png")  # noqa: PTH211 # the target is not there
-    with refused(3, "b.png"):
+    with raises_refusal(3, "b.png"):
         read(tmp_path)
     assert read(tmp_path, on_bad="skip").names == ("a.png",)
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hopmem.patterns import Form, Loaded, Reading, load, save
-from tests.refusal import refused
+from tests.refusal import raises_refusal
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
@@ -65,14 +65,14 @@ def test_names_in_a_table_without_header_are_chosen_by_number(table):
 
 
 def test_an_unknown_id_column_is_named_beside_those_there_are(table):
-    with refused(4, "'id'", "a, b"):
+    with raises_refusal(4, "'id'", "a, b"):
         table("a,b\n1,2\n", id_column="id")
-    with refused(4, "'9'", "2 columns"):
+    with raises_refusal(4, "'9'", "2 columns"):
         table("1,2\n", id_column="9")
 
 
 def test_a_table_of_names_alone_holds_no_numbers(table):
-    with refused(4, "beside the id column"):
+    with raises_refusal(4, "beside the id column"):
         table("name\ncat\n", id_column="name")
 
 
@@ -87,12 +87,12 @@ def test_a_gap_is_unknown_in_a_query_and_a_mistake_in_a_pattern(table, gap):
     loaded = table(f"x,y\n1,2\n3,{gap}\n", partial=True)
     assert loaded.known.tolist() == [[True, True], [True, False]]
     assert loaded.stored[0].tolist() == [1.0, 2.0]
-    with refused(4, "finite", "table.csv, line 3"):
+    with raises_refusal(4, "finite", "table.csv, line 3"):
         table(f"x,y\n1,2\n3,{gap}\n")
 
 
 def test_a_gap_in_a_pattern_is_reported_with_the_line_of_the_table(table):
-    with refused(4, "table.csv, line 3"):
+    with raises_refusal(4, "table.csv, line 3"):
         table("x,y\n1,2\n3,\n")
 
 
@@ -101,22 +101,22 @@ def test_a_ragged_row_is_named_by_its_line(table, bad):
     if not bad:
         assert len(table("1,2\n\n3,4\n").stored) == 2  # an empty line is no row
         return
-    with refused(4, "line 3", "2 cells"):
+    with raises_refusal(4, "line 3", "2 cells"):
         table(f"1,2\n3,4\n{bad}\n")
 
 
 def test_a_word_among_numbers_is_named_by_line_and_column(table):
-    with refused(4, "line 3, column 1", "hello"):
+    with raises_refusal(4, "line 3, column 1", "hello"):
         table("x,y\n1,2\n3,hello\n")
 
 
 def test_a_column_of_names_is_suspected_where_none_was_named(table):
-    with refused(4, "line 2, column 0", "--id-column"):
+    with raises_refusal(4, "line 2, column 0", "--id-column"):
         table("name,y\ncat,2\n")
 
 
 def test_a_table_with_other_delimiters_is_told_which_are_expected(table):
-    with refused(4, "','", "1;2"):
+    with raises_refusal(4, "','", "1;2"):
         table("x;y\n1;2\n")
 
 
@@ -125,25 +125,25 @@ def test_bad_rows_are_skipped_on_demand_and_the_rest_keep_their_numbers(table):
     assert loaded.stored.tolist() == [[1.0, 2.0], [5.0, 6.0]]
     assert loaded.row_names == ("0", "3")
     assert [skip.name for skip in loaded.skipped] == ["line 3", "line 4"]
-    with refused(4, "none of them usable"):
+    with raises_refusal(4, "none of them usable"):
         table("x,y\nword,2\n", on_bad="skip")
 
 
 def test_a_table_that_is_not_utf_8_is_unreadable(table):
-    with refused(3, "UTF-8"):
+    with raises_refusal(3, "UTF-8"):
         table("größe,y\n1,2\n".encode("latin-1"))
-    with refused(3, "UTF-8"):
+    with raises_refusal(3, "UTF-8"):
         table("1,2\n3,4\n".encode("utf-16"))
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", "x,y\n"])
 def test_a_table_without_rows_is_invalid(table, text):
-    with refused(4, "at least one row"):
+    with raises_refusal(4, "at least one row"):
         table(text)
 
 
 def test_an_unclosed_quote_is_unreadable(table):
-    with refused(3):
+    with raises_refusal(3):
         table('1,2\n"3,4\n')
 
 
@@ -155,7 +155,7 @@ def test_one_column_and_one_row_are_enough(table):
 
 @pytest.mark.parametrize("cell", ["inf", "-Infinity", "1e400", "1e39"])
 def test_a_number_beyond_float32_is_no_finite_number(table, cell):
-    with refused(4, "table.csv"):
+    with raises_refusal(4, "table.csv"):
         table(f"1,2\n3,{cell}\n", partial=True)
 
 

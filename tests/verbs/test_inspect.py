@@ -9,7 +9,7 @@ import torch
 import hopmem
 from hopmem.bank import MemoryBank
 from tests import reference
-from tests.refusal import refused
+from tests.refusal import raises_refusal
 from tests.verbs import randn
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -159,5 +159,5 @@ def test_what_a_bank_is_is_said():
     ],
 )
 def test_options_out_of_their_range_are_usage_errors(options):
-    with refused(2):
+    with raises_refusal(2):
         hopmem.inspect(bank_of(4, 5, learned=False), **options)

@@ -10,7 +10,7 @@ import torch
 import hopmem
 from hopmem.bank import MemoryBank
 from tests import reference
-from tests.refusal import refused
+from tests.refusal import raises_refusal
 from tests.verbs import randn
 
 
@@ -83,7 +83,7 @@ def test_learning_anew_does_not_depend_on_the_map_before():
 
 @pytest.mark.parametrize("X", [torch.ones(1, 3), torch.ones(5, 3), torch.zeros(2, 2)])
 def test_fewer_than_two_different_patterns_cannot_be_set_apart(X):
-    with refused(4, "at least two different patterns", "1"):
+    with raises_refusal(4, "at least two different patterns", "1"):
         hopmem.optimize(MemoryBank.from_patterns(X))
 
 
@@ -98,7 +98,7 @@ def test_copies_share_their_feature_and_the_rest_is_set_apart():
 
 
 def test_copies_up_to_the_sign_of_zero_can_be_set_apart_no_more_than_others():
-    with refused(4, "at least two different patterns"):
+    with raises_refusal(4, "at least two different patterns"):
         hopmem.optimize(MemoryBank.from_patterns(torch.tensor([[0.0, 1.0], [-0.0, 1.0]])))
 
 
@@ -156,7 +156,7 @@ def test_no_steps_and_no_time_leave_the_warm_start():
     ],
 )
 def test_options_out_of_their_range_are_usage_errors(options):
-    with refused(2):
+    with raises_refusal(2):
         hopmem.optimize(bank_of(), **options)
 
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 import hopmem
 from hopmem.bank import MemoryBank
 from tests import reference
-from tests.refusal import refused
+from tests.refusal import raises_refusal
 from tests.verbs import randn
 
 TENSORS = ["patterns", "index", "confidence", "margin", "support", "energy", "steps", "converged", "top_index"]
@@ -226,19 +226,19 @@ def test_queries_of_the_banks_own_integer_type_are_in_its_stored_units(dtype, to
     ],
 )
 def test_queries_that_cannot_be_compared_are_invalid(Q):
-    with refused(4, "queries"):
+    with raises_refusal(4, "queries"):
         hopmem.retrieve(bank_of(), Q)
 
 
 @pytest.mark.parametrize("mask", [torch.ones(16), torch.ones(2, 16)])
 def test_a_query_of_which_nothing_is_known_is_invalid(mask):
-    with refused(4, "queries, row 0"):
+    with raises_refusal(4, "queries, row 0"):
         hopmem.retrieve(bank_of(), torch.ones(2, 16), mask=mask)
 
 
 @pytest.mark.parametrize("mask", [torch.ones(15), torch.ones(3, 16), torch.ones(2)])
 def test_a_mask_of_another_shape_is_invalid(mask):
-    with refused(4, "mask"):
+    with raises_refusal(4, "mask"):
         hopmem.retrieve(bank_of(), torch.ones(2, 16), mask=mask)
 
 
@@ -261,7 +261,7 @@ def test_a_mask_of_another_shape_is_invalid(mask):
     ],
 )
 def test_options_out_of_their_range_are_usage_errors(options):
-    with refused(2):
+    with raises_refusal(2):
         hopmem.retrieve(bank_of(), torch.ones(1, 16), **options)
 
 

@@ -3,91 +3,45 @@
 torch is imported inside the commands only, so that help and mistakes answer at once.
 """
 
-import math
 import sys
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from typer.core import TyperGroup
 
-from hopmem import __version__
-from hopmem.errors import (
-    INTERRUPTED,
-    SKIPPED_SOME,
-    HopmemError,
-    MissingInputError,
-    UnreadableError,
-    UsageError,
-    WouldOverwriteError,
-    printable,
+from hopmem.cli.group import HopmemGroup
+from hopmem.cli.options import (
+    Alpha,
+    AsJson,
+    Bank,
+    Beta,
+    Device,
+    Force,
+    Format,
+    IdColumn,
+    Key,
+    LayoutOption,
+    ListFile,
+    MemoryLimit,
+    Mode,
+    OnBad,
+    Queries,
+    Quiet,
+    Seed,
+    Size,
+    Sources,
+    Threads,
+    Verbose,
+    parse_number,
+    show_version,
 )
+from hopmem.errors import SKIPPED_SOME, MissingInputError, UsageError, WouldOverwriteError
 
 if TYPE_CHECKING:
     from hopmem.patterns import Reading
     from hopmem.pipeline import Machine, Outcome
-
-# Typer ships its own click, whose names are not ours to import.
-CLICK_USAGE_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
-VERBOSE = "hopmem.verbose"
-
-
-class HopmemGroup(TyperGroup):
-    """Commands whose mistakes end in one line on stderr and the documented exit code."""
-
-    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]  # its click's
-        """Read the tool's own options.
-
-        Returns:
-            The arguments that are left.
-        """
-        try:
-            return super().parse_args(ctx, args)
-        except CLICK_USAGE_ERROR as error:
-            self._end(ctx, f"{error.format_message()} (see --help)", UsageError.exit_code)
-
-    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer.Context is its click's Context
-        """Run a command.
-
-        Returns:
-            What the command returns.
-
-        Raises:
-            Exit: with the documented code.
-            BrokenPipeError: the reader of stdout has gone; click ends quietly.
-        """
-        try:
-            return super().invoke(ctx)
-        except typer.Exit:
-            raise
-        except CLICK_USAGE_ERROR as error:
-            self._end(ctx, f"{error.format_message()} (see --help)", UsageError.exit_code)
-        except HopmemError as error:
-            self._end(ctx, str(error), error.exit_code)
-        except KeyboardInterrupt:
-            self._end(ctx, "interrupted", INTERRUPTED)
-        except BrokenPipeError:
-            raise  # click ends quietly
-        except OSError as error:
-            refused = UnreadableError(error.filename, "a file that can be used", error.strerror)
-            self._end(ctx, str(refused), refused.exit_code)
-        except Exception as error:
-            self._end(ctx, f"internal error, {type(error).__name__}: {error} (-v shows where)", HopmemError.exit_code)
-
-    def _end(self, ctx: typer.Context, line: str, code: int) -> NoReturn:
-        """Say what went wrong and leave.
-
-        Raises:
-            Exit: always.
-        """
-        if ctx.meta.get(VERBOSE):
-            traceback.print_exc()
-        typer.echo(f"hopmem: {printable(' '.join(line.split()))}", err=True)
-        raise typer.Exit(code)
-
 
 app = typer.Typer(
     cls=HopmemGroup,
@@ -98,125 +52,9 @@ app = typer.Typer(
 )
 
 
-def _parse_size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
-        raise typer.BadParameter(f"expected WxH such as 32x32, found {text!r}")
-    return int(width), int(height)
-
-
-def _parse_beta(text: Any) -> float | str:
-    return "auto" if text == "auto" else _parse_number(float, 0, 1e30, "auto or a number")(text)
-
-
-def _parse_number(
-    kind: type[int] | type[float], least: float = -math.inf, most: float = math.inf, what: str | None = None
-) -> Callable[[Any], int | float]:
-    """Read a number in a range, and say what was found where it is none.
-
-    Returns:
-        A parser for an option.
-    """
-    words = what or ("a whole number" if kind is int else "a number")
-    span = f" from {least:g}" if least > -math.inf else ""
-    span += f" to {most:g}" if most < math.inf else ""
-
-    def parse(text: Any) -> int | float:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = math.nan
-        if not least <= number <= most and not (math.isnan(number) and str(text).lower() == "nan" and not span):
-            raise typer.BadParameter(f"expected {words}{span}, found {str(text)!r}")
-        return number
-
-    return parse
-
-
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"hopmem {__version__}")
-        raise typer.Exit
-
-
-def _remember_verbose(ctx: typer.Context, verbose: bool) -> bool:
-    ctx.meta[VERBOSE] = verbose
-    return verbose
-
-
-Bank = Annotated[str, typer.Argument(help="The bank, a .safetensors file made by hopmem store.", metavar="BANK")]
-Sources = Annotated[
-    list[str] | None, typer.Argument(help="Arrays, tables, images, folders; - is stdin.", metavar="SOURCE...")
-]
-Queries = Annotated[list[str] | None, typer.Argument(help="As the sources of store; - is stdin.", metavar="QUERY...")]
-ListFile = Annotated[
-    list[str] | None, typer.Option("-T", "--files-from", help="A file with one source a line.", metavar="FILE")
-]
-Key = Annotated[str | None, typer.Option(help="The array of an .npz, .safetensors or .pt.")]
-IdColumn = Annotated[str | None, typer.Option(help="The column of a table that names the rows: header or number.")]
-Format = Annotated[
-    Literal["npy", "npz", "csv", "tsv", "safetensors", "pt", "idx", "image"] | None,
-    typer.Option("--format", help="The kind of what comes on stdin."),
-]
-LayoutOption = Annotated[
-    Literal["HW", "HWC", "CHW", "flat"] | None, typer.Option("--layout", help="Axes of a row of an array, if in doubt.")
-]
-Size = Annotated[
-    Any,
-    typer.Option("--size", parser=_parse_size, help="Resize images to this; queries follow the bank.", metavar="WxH"),
-]
-Mode = Annotated[Literal["L", "RGB"] | None, typer.Option("--mode", help="Read images as grey (L) or colour (RGB).")]
-OnBad = Annotated[
-    Literal["error", "skip"], typer.Option("--on-bad", help="What an unusable row or image does; skip ends in exit 7.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite files that stand in the way.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", envvar="HOPMEM_DEVICE")]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        parser=_parse_number(int, 0, 2**63 - 1),
-        help="Makes every draw repeatable; default: the bank's, or 0.",
-        envvar="HOPMEM_SEED",
-        metavar="INTEGER",
-    ),
-]
-Threads = Annotated[
-    int | None,
-    typer.Option(
-        parser=_parse_number(int, 1, 4096), help="Processor threads to use.", envvar="HOPMEM_THREADS", metavar="INTEGER"
-    ),
-]
-MemoryLimit = Annotated[
-    str | None, typer.Option(help="Working memory, such as 2G.", envvar="HOPMEM_MEMORY_LIMIT", metavar="SIZE")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", envvar="HOPMEM_JSON")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", envvar="HOPMEM_QUIET")]
-Verbose = Annotated[
-    bool, typer.Option("-v", "--verbose", callback=_remember_verbose, help="Show tracebacks.", envvar="HOPMEM_VERBOSE")
-]
-Alpha = Annotated[
-    float | None,
-    typer.Option(
-        parser=_parse_number(float, 1, 1e6),
-        help="1 softmax, 1.5, 2 sparsemax, any from 1 up; default: the bank's.",
-        envvar="HOPMEM_ALPHA",
-        metavar="NUMBER",
-    ),
-]
-Beta = Annotated[
-    Any,
-    typer.Option(
-        parser=_parse_beta,
-        help="Inverse temperature; auto: what the separation asks for.",
-        envvar="HOPMEM_BETA",
-        metavar="auto|X",
-    ),
-]
-
-
 @app.callback()
 def hopmem(
-    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Options of the tool itself."""
 
@@ -265,26 +103,24 @@ def optimize(
     objective: Annotated[Literal["average"], typer.Option(help="What the map is learned for.")] = "average",
     feature_dim: Annotated[
         int | None,
-        typer.Option(
-            parser=_parse_number(int, 1), metavar="INTEGER", help="Features; default: what the patterns span."
-        ),
+        typer.Option(parser=parse_number(int, 1), metavar="INTEGER", help="Features; default: what the patterns span."),
     ] = None,
     steps: Annotated[
-        int, typer.Option(parser=_parse_number(int, 0), metavar="INTEGER", help="Most steps of gradient descent.")
+        int, typer.Option(parser=parse_number(int, 0), metavar="INTEGER", help="Most steps of gradient descent.")
     ] = 100,
     temperature: Annotated[
-        float, typer.Option(parser=_parse_number(float), metavar="NUMBER", help="Inverse width t of the average loss.")
+        float, typer.Option(parser=parse_number(float), metavar="NUMBER", help="Inverse width t of the average loss.")
     ] = 2.0,
     learning_rate: Annotated[
         float | None,
-        typer.Option(parser=_parse_number(float), metavar="NUMBER", help="Of the first step; default: found."),
+        typer.Option(parser=parse_number(float), metavar="NUMBER", help="Of the first step; default: found."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(parser=_parse_number(int, 2), metavar="INTEGER", help="Patterns in a step.")
+        int, typer.Option(parser=parse_number(int, 2), metavar="INTEGER", help="Patterns in a step.")
     ] = 1024,
     time_limit: Annotated[
         float | None,
-        typer.Option(parser=_parse_number(float, 0), metavar="NUMBER", help="Seconds after which no step is begun."),
+        typer.Option(parser=parse_number(float, 0), metavar="NUMBER", help="Seconds after which no step is begun."),
     ] = None,
     force: Force = False,
     device: Device = "auto",
@@ -321,31 +157,29 @@ def retrieve(
     alpha: Alpha = None,
     beta: Beta = "auto",
     steps: Annotated[
-        int, typer.Option(parser=_parse_number(int, 1), metavar="INTEGER", help="Most updates.", envvar="HOPMEM_STEPS")
+        int, typer.Option(parser=parse_number(int, 1), metavar="INTEGER", help="Most updates.", envvar="HOPMEM_STEPS")
     ] = 1,
     tolerance: Annotated[
         float,
-        typer.Option(
-            parser=_parse_number(float, 0), metavar="NUMBER", help="A state that moves by less has converged."
-        ),
+        typer.Option(parser=parse_number(float, 0), metavar="NUMBER", help="A state that moves by less has converged."),
     ] = 1e-5,
     snap: Annotated[
         bool, typer.Option("--snap", help="Return the best stored pattern, not the weighted mean.")
     ] = False,
     top: Annotated[
         int,
-        typer.Option(parser=_parse_number(int, 1), metavar="INTEGER", help="Name this many memories for each query."),
+        typer.Option(parser=parse_number(int, 1), metavar="INTEGER", help="Name this many memories for each query."),
     ] = 1,
     min_confidence: Annotated[
         float,
-        typer.Option(parser=_parse_number(float, 0, 1), metavar="NUMBER", help="Reject answers below this weight."),
+        typer.Option(parser=parse_number(float, 0, 1), metavar="NUMBER", help="Reject answers below this weight."),
     ] = 0.0,
     mask: Annotated[
         str | None, typer.Option(help="A source that is not zero (white) where entries are unknown.")
     ] = None,
     missing: Annotated[
         float | None,
-        typer.Option(parser=_parse_number(float), metavar="NUMBER", help="A value that marks unknown entries."),
+        typer.Option(parser=parse_number(float), metavar="NUMBER", help="A value that marks unknown entries."),
     ] = None,
     key: Key = None,
     id_column: IdColumn = None,
@@ -400,12 +234,12 @@ def inspect(
     bank: Bank,
     closest: Annotated[
         int,
-        typer.Option(parser=_parse_number(int, 0), metavar="INTEGER", help="How many of the closest pairs to name."),
+        typer.Option(parser=parse_number(int, 0), metavar="INTEGER", help="How many of the closest pairs to name."),
     ] = 10,
     error: Annotated[
         float,
         typer.Option(
-            parser=_parse_number(float, 0),
+            parser=parse_number(float, 0),
             metavar="NUMBER",
             help="The error in feature space that the bounds are solved for.",
         ),

@@ -1,41 +1,25 @@
-"""MemoryBank ↔ safetensors: the stored patterns, their names, the feature map and what is known of them."""
+"""The memory bank: stored patterns, their names, the feature map and what is known of them."""
 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from hopmem.atomic import replacing
-from hopmem.errors import BankError, InvalidDataError, MissingInputError, UnreadableError
-from hopmem.model.bounds import beta_for_error
+from hopmem.bank import file
+from hopmem.bank.tuning import Tuning, tune
+from hopmem.errors import BankError, InvalidDataError
 from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks
 from hopmem.model.separation import Progress, nearest_delta
 
-FORMAT = "hopmem.bank/1"
 Layout = Literal["HW", "HWC", "CHW"]  # which axes of a pattern are an image's
 CPU = torch.device("cpu")
-TUNED_ERROR = 1e-3  # the error in feature space that β auto keeps at half the radius
-SAME = 1e-6  # patterns whose Δ is under this are one to float32
-SMALLEST = "smallest Δ"  # of all patterns: the usual source of β
 MEASURED = 20_000  # memories up to which β auto looks at every pair; beyond, at as many pairs with a sample
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """The β that the separation of the bank asks for."""
-
-    beta: float
-    delta: float  # the Δ that it follows from
-    source: str  # which Δ that is, in words
 
 
 @dataclass(frozen=True)
@@ -190,30 +174,15 @@ class MemoryBank:
         Args:
             path: the file, by custom *.safetensors.
             force: whether a file that stands there may be replaced.
-
-        Raises:
-            UnreadableError: it can't be written there.
         """
-        text = [name.encode("utf-8", "surrogateescape") for name in self.names]
-        offsets = torch.tensor([0, *(len(each) for each in text)]).cumsum(0)
         tensors = {
             "patterns": self.patterns,
-            "names": torch.frombuffer(bytearray(b"".join(text) or b"\0"), dtype=torch.uint8)[: int(offsets[-1])],
-            "names.offsets": offsets,
             "feature_map.weight": self.phi.W,
             "feature_map.bias": self.phi.b,
             "features": self.features,
             "values": self.values,
         }
-        with replacing(Path(path), force=force) as temporary:
-            kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
-            if self.values is not None and self.values.data_ptr() == self.patterns.data_ptr():
-                kept["values"] = kept["values"].clone()  # the format refuses two tensors in one memory
-            try:
-                save_file(kept, temporary, self._metadata())
-            except SafetensorError as error:
-                raise UnreadableError(path, "room to write a bank", error) from error
-            _sort_header(temporary)
+        file.write(Path(path), tensors | file.names_to(self.names), self._metadata(), force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryBank":
@@ -227,29 +196,19 @@ class MemoryBank:
 
         Raises:
             BankError: no bank, a damaged one, or one of a newer version.
-            MissingInputError: nothing there.
-            UnreadableError: a folder, or a file that may not be read.
         UnreadableError: a folder, or a file that may not be read.
         """
-        if not Path(path).exists():
-            raise MissingInputError(path, "a bank (made by hopmem store)")
+        tensors, metadata = file.read(path)
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = dict(file.metadata() or {})
-                _check_format(path, metadata.get("format"))
-                return _checked(path, _assemble({name: file.get_tensor(name) for name in file.keys()}, metadata))  # noqa: SIM118 # no dictionary
-        except OSError as error:
-            raise UnreadableError(path, "a bank", "a folder" if Path(path).is_dir() else error) from error
-        except SafetensorError as error:
-            raise BankError(path, "a safetensors file", error) from error
+            return _checked(path, _assemble(tensors, metadata))
         except (KeyError, TypeError, ValueError, IndexError) as error:
-            raise BankError(path, f"a whole {FORMAT}", f"{type(error).__name__}: {error}") from error
+            raise BankError(path, f"a whole {file.FORMAT}", f"{type(error).__name__}: {error}") from error
 
     def _metadata(self) -> dict[str, str]:
         """What the header says beside the tensors.
 
         Returns:
-            Strings: the format, and the rest of the fields as JSON.
+            Strings: the fields as JSON.
         """
         plain = {
             "shape": self.shape,
@@ -267,8 +226,7 @@ class MemoryBank:
             "tuning": self.tuning and asdict(self.tuning),
             "learning": self.learning and asdict(self.learning),
         }
-        text = {key: value if isinstance(value, str) else json.dumps(value) for key, value in plain.items()}
-        return {"format": FORMAT} | text
+        return {key: value if isinstance(value, str) else json.dumps(value) for key, value in plain.items()}
 
     @property
     def mode(self) -> str | None:
@@ -277,34 +235,6 @@ class MemoryBank:
             return None
         channels = 1 if len(self.shape) == 2 else self.shape[-1 if self.layout == "HWC" else 0]
         return {1: "L", 3: "RGB"}.get(channels)
-
-
-def _encodable(name: str) -> str:
-    """A name that UTF-8 can hold, with the lone surrogates that stand for other bytes in file names.
-
-    Returns:
-        The name.
-
-    Raises:
-        InvalidDataError: it can't.
-    """
-    try:
-        name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise InvalidDataError("names", "text", ascii(name)) from error
-    return name
-
-
-def _sort_header(path: Path) -> None:
-    """Put the keys of a safetensors header in order, which the library leaves to chance: equal banks, equal bytes."""
-    with path.open("rb+") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) <= length:
-            file.seek(8)
-            file.write(text.ljust(length))
 
 
 def as_rows(X: Any, where: str, *, partial: bool = False) -> Tensor:
@@ -337,54 +267,20 @@ def as_rows(X: Any, where: str, *, partial: bool = False) -> Tensor:
     return rows
 
 
-def tune(delta: Tensor, M: int, *, sampled: bool = False) -> Tuning:
-    """β of the sharp bound for an error of 1e-3 at half the radius (see `model.bounds`).
-
-    Where patterns repeat, Δ_min says nothing of the rest, and the 1 % quantile of Δ takes its place.
-
-    Args:
-        delta: Δ of the memories, or of a sample of them.
-        M: number of memories.
-        sampled: whether it is a sample.
+def _encodable(name: str) -> str:
+    """A name that UTF-8 can hold, with the lone surrogates that stand for other bytes in file names.
 
     Returns:
-        β, the Δ it follows from, and which that is.
-    """
-    apart = delta[delta > SAME]
-    if M < 2 or not len(apart):
-        return Tuning(1.0, 0.0, "no two different patterns")
-    chosen, source = float(delta.min()), SMALLEST
-    if chosen <= SAME:
-        chosen, source = (
-            float(delta.quantile(0.01, interpolation="lower")),
-            "1 % quantile of Δ, since patterns repeat (or are zero)",
-        )
-    if chosen <= SAME:
-        chosen, source = float(apart.min()), "smallest Δ of the patterns that do not repeat"
-    of_sample = f", from {len(delta)} of {M} patterns" if sampled else ""
-    return Tuning(beta_for_error(chosen, M, TUNED_ERROR), chosen, source + of_sample)
-
-
-def names_from(data: Tensor, offsets: Tensor) -> tuple[str, ...]:
-    """Names from their bytes.
-
-    Returns:
-        One for each pair of neighbouring offsets.
+        The name.
 
     Raises:
-        ValueError: offsets that do not cut the bytes.
+        InvalidDataError: it can't.
     """
-    raw, ends = bytes(data.numpy()), offsets.tolist()
-    if ends[0] != 0 or ends[-1] != len(raw) or ends != sorted(ends):
-        raise ValueError("names.offsets do not ascend from 0 to the length of the names")
-    return tuple(raw[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise(ends))
-
-
-def _check_format(path: str | Path, found: str | None) -> None:
-    if found is None or not found.startswith("hopmem.bank/"):
-        raise BankError(path, "a hopmem bank", "a safetensors file of another kind")
-    if found != FORMAT:
-        raise BankError(path, FORMAT, f"{found}, which needs another version of hopmem")
+    try:
+        name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InvalidDataError("names", "text", ascii(name)) from error
+    return name
 
 
 def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> MemoryBank:
@@ -408,7 +304,7 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> MemoryBan
     tuning, learning = read("tuning"), read("learning")
     return MemoryBank(
         patterns=tensors["patterns"],
-        names=names_from(tensors["names"], tensors["names.offsets"]),
+        names=file.names_from(tensors["names"], tensors["names.offsets"]),
         shape=read_tuple("shape"),
         scale=float(read("scale")),
         layout=read_layout("layout"),

@@ -1,0 +1,115 @@
+"""Tensors and metadata ↔ one safetensors file, whole or not at all."""
+
+import json
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from hopmem.atomic import replacing
+from hopmem.errors import BankError, MissingInputError, UnreadableError
+
+FORMAT = "hopmem.bank/1"
+
+
+def write(path: Path, tensors: Mapping[str, Tensor | None], metadata: dict[str, str], *, force: bool) -> None:
+    """Write a bank.
+
+    Args:
+        path: the file.
+        tensors: by name; None is left out.
+        metadata: what the header says beside them.
+        force: whether a file that stands there may be replaced.
+
+    Raises:
+        UnreadableError: it can't be written there.
+    """
+    with replacing(path, force=force) as temporary:
+        kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+        if "values" in kept and kept["values"].data_ptr() == kept["patterns"].data_ptr():
+            kept["values"] = kept["values"].clone()  # the format refuses two tensors in one memory
+        try:
+            save_file(kept, temporary, {"format": FORMAT} | metadata)
+        except SafetensorError as error:
+            raise UnreadableError(path, "room to write a bank", error) from error
+        _sort_header(temporary)
+
+
+def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Open a bank; its tensors stay memory-mapped.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Its tensors and its metadata.
+
+    Raises:
+        BankError: no bank, a damaged one, or one of a newer version.
+        MissingInputError: nothing there.
+        UnreadableError: a folder, or a file that may not be read.
+    """
+    if not Path(path).exists():
+        raise MissingInputError(path, "a bank (made by hopmem store)")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            _check_format(path, metadata.get("format"))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 # no dictionary
+    except OSError as error:
+        raise UnreadableError(path, "a bank", "a folder" if Path(path).is_dir() else error) from error
+    except SafetensorError as error:
+        raise BankError(path, "a safetensors file", error) from error
+
+
+def names_to(names: Sequence[str]) -> dict[str, Tensor]:
+    """Names as tensors: the header of the format holds at most 100 MB.
+
+    Args:
+        names: text, with the lone surrogates that stand for other bytes in file names.
+
+    Returns:
+        Their UTF-8 bytes, and where each begins.
+    """
+    text = [name.encode("utf-8", "surrogateescape") for name in names]
+    offsets = torch.tensor([0, *(len(each) for each in text)]).cumsum(0)
+    raw = torch.frombuffer(bytearray(b"".join(text) or b"\0"), dtype=torch.uint8)[: int(offsets[-1])]
+    return {"names": raw, "names.offsets": offsets}
+
+
+def names_from(data: Tensor, offsets: Tensor) -> tuple[str, ...]:
+    """Names from their bytes.
+
+    Returns:
+        One for each pair of neighbouring offsets.
+
+    Raises:
+        ValueError: offsets that do not cut the bytes.
+    """
+    raw, ends = bytes(data.numpy()), offsets.tolist()
+    if ends[0] != 0 or ends[-1] != len(raw) or ends != sorted(ends):
+        raise ValueError("names.offsets do not ascend from 0 to the length of the names")
+    return tuple(raw[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise(ends))
+
+
+def _check_format(path: str | Path, found: str | None) -> None:
+    if found is None or not found.startswith("hopmem.bank/"):
+        raise BankError(path, "a hopmem bank", "a safetensors file of another kind")
+    if found != FORMAT:
+        raise BankError(path, FORMAT, f"{found}, which needs another version of hopmem")
+
+
+def _sort_header(path: Path) -> None:
+    """Put the keys of a safetensors header in order, which the library leaves to chance: equal banks, equal bytes."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))

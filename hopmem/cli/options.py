@@ -1,0 +1,149 @@
+"""The options that commands share, and how their text is read."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import typer
+
+from hopmem import __version__
+from hopmem.cli.group import VERBOSE
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read WxH.
+
+    Returns:
+        (width, height).
+
+    Raises:
+        BadParameter: something else.
+    """
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise typer.BadParameter(f"expected WxH such as 32x32, found {text!r}")
+    return int(width), int(height)
+
+
+def parse_beta(text: Any) -> float | str:
+    """Read an inverse temperature, or auto.
+
+    Returns:
+        The number, or auto.
+    """
+    return "auto" if text == "auto" else parse_number(float, 0, 1e30, "auto or a number")(text)
+
+
+def parse_number(
+    kind: type[int] | type[float], least: float = -math.inf, most: float = math.inf, what: str | None = None
+) -> Callable[[Any], int | float]:
+    """Read a number in a range, and say what was found where it is none.
+
+    Returns:
+        A parser for an option.
+    """
+    words = what or ("a whole number" if kind is int else "a number")
+    span = f" from {least:g}" if least > -math.inf else ""
+    span += f" to {most:g}" if most < math.inf else ""
+
+    def parse(text: Any) -> int | float:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number <= most and not (math.isnan(number) and str(text).lower() == "nan" and not span):
+            raise typer.BadParameter(f"expected {words}{span}, found {str(text)!r}")
+        return number
+
+    return parse
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and leave.
+
+    Raises:
+        Exit: always, where it is wanted.
+    """
+    if wanted:
+        typer.echo(f"hopmem {__version__}")
+        raise typer.Exit
+
+
+def remember_verbose(ctx: typer.Context, verbose: bool) -> bool:
+    """Tell the group whether to show tracebacks.
+
+    Returns:
+        The flag.
+    """
+    ctx.meta[VERBOSE] = verbose
+    return verbose
+
+
+Bank = Annotated[str, typer.Argument(help="The bank, a .safetensors file made by hopmem store.", metavar="BANK")]
+Sources = Annotated[
+    list[str] | None, typer.Argument(help="Arrays, tables, images, folders; - is stdin.", metavar="SOURCE...")
+]
+Queries = Annotated[list[str] | None, typer.Argument(help="As the sources of store; - is stdin.", metavar="QUERY...")]
+ListFile = Annotated[
+    list[str] | None, typer.Option("-T", "--files-from", help="A file with one source a line.", metavar="FILE")
+]
+Key = Annotated[str | None, typer.Option(help="The array of an .npz, .safetensors or .pt.")]
+IdColumn = Annotated[str | None, typer.Option(help="The column of a table that names the rows: header or number.")]
+Format = Annotated[
+    Literal["npy", "npz", "csv", "tsv", "safetensors", "pt", "idx", "image"] | None,
+    typer.Option("--format", help="The kind of what comes on stdin."),
+]
+LayoutOption = Annotated[
+    Literal["HW", "HWC", "CHW", "flat"] | None, typer.Option("--layout", help="Axes of a row of an array, if in doubt.")
+]
+Size = Annotated[
+    Any,
+    typer.Option("--size", parser=parse_size, help="Resize images to this; queries follow the bank.", metavar="WxH"),
+]
+Mode = Annotated[Literal["L", "RGB"] | None, typer.Option("--mode", help="Read images as grey (L) or colour (RGB).")]
+OnBad = Annotated[
+    Literal["error", "skip"], typer.Option("--on-bad", help="What an unusable row or image does; skip ends in exit 7.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files that stand in the way.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", envvar="HOPMEM_DEVICE")]
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_number(int, 0, 2**63 - 1),
+        help="Makes every draw repeatable; default: the bank's, or 0.",
+        envvar="HOPMEM_SEED",
+        metavar="INTEGER",
+    ),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        parser=parse_number(int, 1, 4096), help="Processor threads to use.", envvar="HOPMEM_THREADS", metavar="INTEGER"
+    ),
+]
+MemoryLimit = Annotated[
+    str | None, typer.Option(help="Working memory, such as 2G.", envvar="HOPMEM_MEMORY_LIMIT", metavar="SIZE")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", envvar="HOPMEM_JSON")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", envvar="HOPMEM_QUIET")]
+Verbose = Annotated[
+    bool, typer.Option("-v", "--verbose", callback=remember_verbose, help="Show tracebacks.", envvar="HOPMEM_VERBOSE")
+]
+Alpha = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_number(float, 1, 1e6),
+        help="1 softmax, 1.5, 2 sparsemax, any from 1 up; default: the bank's.",
+        envvar="HOPMEM_ALPHA",
+        metavar="NUMBER",
+    ),
+]
+Beta = Annotated[
+    Any,
+    typer.Option(
+        parser=parse_beta,
+        help="Inverse temperature; auto: what the separation asks for.",
+        envvar="HOPMEM_BETA",
+        metavar="auto|X",
+    ),
+]
