@@ -145,12 +145,12 @@ def _row_sums(Z: UnitRows, beta: float, r: float, block: int, progress: Progress
     """
     sums = torch.zeros(len(Z), dtype=torch.float64)
     for first, second, cosines in gram_blocks(Z, block, progress):
-        distance = (2 - 2 * cosines).clamp_min_(0).sqrt_()
-        distance.masked_fill_(distance < UNRESOLVED, 0)  # copies, and the memory itself
-        terms = distance * (-beta * distance * (distance / 2 - r)).exp_()
-        sums[first] += terms.sum(1, dtype=torch.float64).cpu()
+        squared = cosines.mul_(-2).add_(2).clamp_min_(0)
+        distance = torch.threshold(squared.sqrt(), UNRESOLVED, 0)  # copies, and the memory itself, add nothing
+        terms = squared.mul_(-beta / 2).add_(distance, alpha=beta * r).exp_().mul_(distance)
+        sums[first] += terms.sum(1).double().cpu()
         if first != second:
-            sums[second] += terms.sum(0, dtype=torch.float64).cpu()
+            sums[second] += terms.sum(0).double().cpu()
     return sums
 
 

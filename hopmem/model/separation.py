@@ -97,7 +97,7 @@ def separation(
         twice = 1 if first == second else 2  # an off-diagonal block stands for its transpose too
         if t is not None:
             log_kernel_sum = _log_add(log_kernel_sum, math.log(twice) + _log_kernel_sum(cosines, t))
-        total += twice * float(cosines.clamp_min_(-2).sum(dtype=torch.float64)) + 2 * len(cosines) * (twice == 1)
+        total += twice * float(cosines.clamp_min_(-2).sum()) + 2 * len(cosines) * (twice == 1)
         top.add(cosines, first.start, second.start, symmetric=twice == 1)
     pairs, cosines = top.exact(Z)
     count = M * (M - 1)
@@ -165,7 +165,7 @@ def _log_kernel_sum(cosines: Tensor, t: float) -> float:
     largest = float(cosines.max())
     if largest == -math.inf:
         return -math.inf
-    return 2 * t * (largest - 1) + math.log(float((2 * t * (cosines - largest)).exp_().sum(dtype=torch.float64)))
+    return 2 * t * (largest - 1) + math.log(float((2 * t * (cosines - largest)).exp_().sum()))
 
 
 def _log_add(a: float, b: float) -> float:

@@ -18,16 +18,18 @@ def stage(watch: Watch | None, label: str) -> Progress | None:
 
 
 def pair_block(dimension: int, budget: int) -> int:
-    """Rows of a block of the Gram matrix such that two blocks of rows and four of products fit the budget.
+    """Rows of a block of the Gram matrix such that three blocks of rows and four of products fit the budget.
+
+    Larger blocks leave the cache of the processor, and the arithmetic on the products then costs more than they do.
 
     Args:
         dimension: entries of a row.
         budget: bytes.
 
     Returns:
-        Rows, between 16 and 4096.
+        Rows, between 16 and 1024.
     """
-    size = 4096
+    size = 1024
     while size > 16 and 4 * (3 * size * dimension + 4 * size * size) > budget:
         size //= 2
     return size
