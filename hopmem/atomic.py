@@ -29,8 +29,6 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
         WouldOverwriteError: a file stands there and `force` is not given.
     """
     refuse_overwrite(path, force=force)
-    if path.exists() and not path.is_file():
-        raise UnreadableError(path, "a regular file to replace", "a folder, a device or a pipe")
     path = Path(os.path.realpath(path))  # a link keeps pointing where it points
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,8 +52,11 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
     """Check early what `replacing` will check.
 
     Raises:
+        UnreadableError: something stands there that is no file.
         WouldOverwriteError: a file stands there and `force` is not given.
     """
+    if path.exists() and not path.is_file():
+        raise UnreadableError(path, "a name for a file", "a folder, a device or a pipe")
     if not force and path.exists():
         raise WouldOverwriteError(path)
 

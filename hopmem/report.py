@@ -134,6 +134,9 @@ def _optimize_table(result: OptimizeResult) -> Table:
     table.add_row("loss", *(_number(result.loss[key]) for key in ("first", "last")))
     for key in ("max_cosine", "min_angle_degrees", "mean_cosine"):
         table.add_row(key.replace("_", " "), *(_number(result.separation[side][key]) for side in ("raw", "learned")))
+    table.add_row("kept", *(["", "yes"] if result.kept == "learned" else ["yes", ""]))
+    if result.steps == 0:
+        table.caption = "no step improves on the start, ridge whitening"
     return table
 
 
@@ -143,9 +146,20 @@ def _retrieve_table(result: RetrieveResult) -> Table:
     table.add_column("match", overflow="fold")
     for heading in ("confidence", "margin", "state"):
         table.add_column(heading, justify="right")
+    several = any(match.top for match in result.results)
+    if several:
+        table.add_column("then", overflow="fold")
     for match in result.results[:ROWS_SHOWN]:
+        others = ", ".join(f"{each['match']} {each['weight']:.4f}" for each in match.top[1:])
         name = Text("rejected", "red") if match.match is None else _name(match.match)
-        table.add_row(_name(match.query), name, f"{match.confidence:.4f}", f"{match.margin:.4f}", match.state)
+        table.add_row(
+            _name(match.query),
+            name,
+            f"{match.confidence:.4f}",
+            f"{match.margin:.4f}",
+            match.state,
+            *([_name(others)] if several else []),
+        )
     if len(result.results) > ROWS_SHOWN:
         table.caption = f"{len(result.results) - ROWS_SHOWN:,} more; --json and --ndjson give all of them"
     return table

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hopmem.bank import file
-from hopmem.bank.tuning import Tuning, tune
+from hopmem.bank.tuning import SAME, Tuning, tune
 from hopmem.errors import BankError, InvalidDataError
 from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks
 from hopmem.model.separation import Progress, nearest_delta
@@ -150,6 +150,13 @@ class MemoryBank:
             draw = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))
             sample = draw[: MEASURED * MEASURED // len(self) // 2].sort().values
         delta = nearest_delta(self.memory(device), sample, block, progress)
+        copies = {row for group in self.duplicates for row in group[1:]}
+        if not bool((delta > SAME).any()) and len(copies) < len(self) - 1:
+            # Every pattern has a copy: what sets the different ones apart is measured between them.
+            rows = torch.tensor([row for row in range(len(self)) if row not in copies])
+            delta = nearest_delta(
+                Features(replace(self.rows(device), stored=self.patterns[rows]), self._phi.to(device)), None
+            )
         return replace(self, tuning=tune(delta, len(self), sampled=sample is not None))
 
     @cached_property

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hopmem.atomic import refuse_overwrite
 from hopmem.cli.group import HopmemGroup
 from hopmem.cli.options import (
     Alpha,
@@ -37,7 +38,7 @@ from hopmem.cli.options import (
     parse_number,
     show_version,
 )
-from hopmem.errors import SKIPPED_SOME, MissingInputError, UsageError, WouldOverwriteError
+from hopmem.errors import SKIPPED_SOME, MissingInputError, UsageError
 
 if TYPE_CHECKING:
     from hopmem.patterns import Reading
@@ -201,16 +202,12 @@ def retrieve(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Retrieve the stored pattern for each noisy, masked or partial query.
-
-    Raises:
-        WouldOverwriteError: the picture stands there already.
-    """
+    """Retrieve the stored pattern for each noisy, masked or partial query."""
     from hopmem import pipeline
 
     asked = _all_sources(queries, files_from)
-    if plot is not None and plot.exists() and not force:
-        raise WouldOverwriteError(plot)
+    if plot is not None:
+        refuse_overwrite(plot, force=force)
     output = _answers_to(output, asked, as_json, ndjson)
     reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
     options: dict[str, Any] = {

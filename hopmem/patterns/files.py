@@ -209,7 +209,9 @@ def _load_group(group: list[str], reading: Reading, *, prefix: bool) -> Loaded:
     if path.is_dir():
         files, others = find_images(path)
         if not files:
-            raise InvalidDataError(path, "at least one image in the folder", f"{others} files of other kinds")
+            raise InvalidDataError(
+                path, "at least one image in the folder", f"{others} files of other kinds" if others else "no file"
+            )
         above = path.resolve().name + "/" if prefix else ""
         names = [above + file.relative_to(path).as_posix() for file in files]
         loaded = load_images(files, names, "folder", reading)

@@ -93,7 +93,7 @@ class _Table:
             InvalidDataError: none, or without a number.
         """
         if not self.numbers:
-            found = f"{self.seen} rows, none of them usable" if self.seen else "none"
+            found = f"{self.seen} rows, none of them usable ({self.skipped[0].reason})" if self.seen else "none"
             raise InvalidDataError(self.path, "at least one row of numbers", found)
         if not len(self.values):
             raise InvalidDataError(self.path, "at least one column of numbers beside the id column", "none")

@@ -19,6 +19,7 @@ from hopmem.pipeline.store import fitting
 from hopmem.verbs.retrieve import GIVEN
 
 MOST_PICTURES = 64  # on a contact sheet
+BEYOND_WHITE = 8.0  # entries above this are no noisy image from 0 to 1: they were meant from 0 to 255
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,26 @@ def retrieve(
         if output is not None and kind is not None:
             _save_answers(answer.patterns, output, kind, read, bank, names, force=force)
     result = RetrieveResult(answer.alpha, answer.beta, int(answer.steps.max()), _matches(answer, names, bank))
-    usual = answer.beta_source in {GIVEN, SMALLEST}
-    notes = [*read.notes, *([] if usual else [f"β {answer.beta:.6g} follows from the {answer.beta_source}"])]
+    notes = [*read.notes, *_warnings(X, asked, answer, bank)]
     shown = _pictures(X, asked.known, answer, bank, names) if pictures else []
     return Outcome(result, device, notes, list(read.skipped), shown)
+
+
+def _warnings(X: Tensor, asked: Loaded, answer: verbs.Answer, bank: MemoryBank) -> list[str]:
+    """What a user may not expect of these queries and answers.
+
+    Returns:
+        A line for each.
+    """
+    found = []
+    largest = float(X.nan_to_num(0).abs().max())
+    if bank.scale != 1 and asked.stored.is_floating_point() and largest > BEYOND_WHITE:
+        found.append(f"queries reach {largest:g}, where the bank's images run from 0 to 1: scale them alike")
+    if answer.beta_source not in {GIVEN, SMALLEST}:
+        found.append(f"β {answer.beta:.6g}: {answer.beta_source}")
+    if rejected := answer.match.count(None):
+        found.append(f"{rejected} of {len(answer.match)} answers are rejected; what is written for them is no match")
+    return found
 
 
 def _queries(
@@ -121,6 +138,11 @@ def _queries(
     loaded = load(queries, replace(fitting(reading, bank), partial=True))
     if loaded.stored.shape[1] != bank.dimension:
         expected = f"rows of {bank.dimension} entries, shape {list(bank.shape)}, as in the bank"
+        if loaded.form.images and bank.layout:
+            height, width = (bank.shape[1:] if bank.layout == "CHW" else bank.shape)[:2]
+            expected += f" (--size {width}x{height} brings images to it)"
+        elif loaded.shape == (1,) and len(loaded.stored) == bank.dimension:
+            expected += f" (one query is a row: [1, {bank.dimension}])"
         raise InvalidDataError(queries[0], expected, f"{loaded.stored.shape[1]}, shape {list(loaded.shape)}")
     known = torch.ones_like(loaded.stored, dtype=torch.bool) if loaded.known is None else loaded.known
     if missing is not None:

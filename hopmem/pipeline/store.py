@@ -171,7 +171,10 @@ def _appended(old: MemoryBank, new: MemoryBank, source: str) -> MemoryBank:
     patterns = _like(new.patterns, new.scale, old.patterns, old.scale, source)
     values = None
     if (old.values is None) != (new.values is None) or old.values_shape != new.values_shape:
-        raise InvalidDataError("--values", f"values of shape {old.values_shape} as in the bank", new.values_shape)
+        had = (
+            f"values of shape {list(old.values_shape)}, as in the bank" if old.values_shape else "none, as in the bank"
+        )
+        raise InvalidDataError("--values", had, list(new.values_shape) if new.values_shape else "none")
     if old.values is not None and new.values is not None:
         values = torch.cat([old.values, _like(new.values, new.values_scale, old.values, old.values_scale, "--values")])
     features = None
@@ -209,12 +212,9 @@ def _name_warnings(bank: MemoryBank) -> list[str]:
 
 
 def _zero_warnings(bank: MemoryBank) -> list[str]:
-    count = sum(int((bank.patterns[rows] == 0).all(1).sum()) for rows in blocks(len(bank), 4096))
-    return (
-        [f"{count} patterns are zero everywhere; a raw bank can't tell them, since it compares directions"]
-        if count
-        else []
-    )
+    count = sum(int((bank.rows()[rows] == 0).all(1).sum()) for rows in blocks(len(bank), 4096))
+    fact = "zero everywhere (to float32), and a raw bank can't tell them: it compares directions"
+    return [f"{count} of {len(bank)} patterns are {fact}"] if count else []
 
 
 def _append_warnings(old: MemoryBank, bank: MemoryBank, device: torch.device, block: int) -> list[str]:
