@@ -352,7 +352,7 @@ def test_ndjson_is_a_line_for_each_query_the_same_as_in_the_json(options, hopmem
     result = hopmem("retrieve", bank, noisy, "--ndjson", *options)
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert lines == ask("retrieve", bank, noisy, *options)["results"]
-    assert ("rejected" in lines.stderr) == ("--min-confidence" in options)
+    assert ("rejected" in result.stderr) == ("--min-confidence" in options)
 
 
 def test_queries_are_named_by_file_row_or_id(ask: Ask, bank: Path, image_bank: Path, array: Path, table: Path, folder):
