@@ -91,7 +91,8 @@ def learn_average(patterns: Patterns, training: Training, progress: Progress | N
     t = training.temperature
 
     def loss_of(W: Tensor) -> float:
-        return float(average_loss(unit(ruler @ W.T), t))
+        # In float64: near the optimum, candidates differ by less than float32 can tell.
+        return float(average_loss(unit(ruler @ W.T).double(), t))
 
     W0 = min((whitened.map(ridge) for ridge in RIDGES), key=lambda W: loss_of(W[:D]))
     A = torch.eye(D, rank, device=W0.device)
