@@ -169,6 +169,9 @@ def _inspect_tables(result: Inspection) -> list[Table]:
     facts = _facts("bank")
     facts.add_row("patterns", f"{result.patterns:,} of shape {_times(result.shape)}")
     facts.add_row("feature map", f"{result.objective}, {result.feature_dimension} features")
+    if how := result.learning:
+        loss = " → ".join(_number(how.loss[key]) for key in ("first", "last"))
+        facts.add_row("learned", f"loss {loss} in {how.steps} steps, t {how.temperature:g}, seed {how.seed}")
     facts.add_row("duplicates", _groups(result.duplicates))
     sizes = ", ".join(f"{size}: {count}×" for size, count in result.metastable.items() if count)
     facts.add_row("self-test: memories that share the answer", sizes)

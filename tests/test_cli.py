@@ -79,6 +79,8 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "closest_pairs": [{"a": str, "b": str, "cosine": float}],
         "duplicates": list,
         "metastable": dict,
+        # beside the contract: how the map was learned
+        "learning": {"steps": int, "temperature": float, "batch_size": int, "seed": int, "loss": dict},
     },
 }
 

@@ -55,6 +55,17 @@ class ClosePair:
 
 
 @dataclass(frozen=True)
+class LearningReport:
+    """How the map that is in force was learned."""
+
+    steps: int  # of gradient descent beyond the warm start
+    temperature: float  # t of the average loss
+    batch_size: int  # patterns in a step
+    seed: int
+    loss: dict[str, float]  # first (the raw patterns) and last
+
+
+@dataclass(frozen=True)
 class Inspection:
     """The statistics of a bank."""
 
@@ -68,6 +79,7 @@ class Inspection:
     closest_pairs: list[ClosePair]
     duplicates: list[list[str]]
     metastable: dict[str, int]  # stored patterns as queries: how many memories share the answer
+    learning: LearningReport | None  # None in a raw bank
 
 
 def inspect(
@@ -128,7 +140,20 @@ def inspect(
         ][:closest],
         duplicates=[[bank.names[row] for row in group] for group in bank.duplicates],
         metastable=_histogram(answer.support),
+        learning=_learning(bank),
     )
+
+
+def _learning(bank: MemoryBank) -> LearningReport | None:
+    """What the bank remembers of the learning.
+
+    Returns:
+        The report; None in a raw bank.
+    """
+    how = bank.learning
+    if how is None:
+        return None
+    return LearningReport(how.steps, how.temperature, how.batch_size, bank.seed, how.loss)
 
 
 def _report(measured: Separation) -> SeparationReport:
