@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hopmem.bank import file
+from hopmem.bank.rows import as_rows
 from hopmem.bank.tuning import SAME, Tuning, tune
 from hopmem.errors import BankError, InvalidDataError
 from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks
@@ -150,13 +151,10 @@ class MemoryBank:
             draw = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))
             sample = draw[: MEASURED * MEASURED // len(self) // 2].sort().values
         delta = nearest_delta(self.memory(device), sample, block, progress)
-        copies = {row for group in self.duplicates for row in group[1:]}
-        if not bool((delta > SAME).any()) and len(copies) < len(self) - 1:
+        if not bool((delta > SAME).any()) and sample is None and len(distinct := self.distinct) > 1:
             # Every pattern has a copy: what sets the different ones apart is measured between them.
-            rows = torch.tensor([row for row in range(len(self)) if row not in copies])
-            delta = nearest_delta(
-                Features(replace(self.rows(device), stored=self.patterns[rows]), self._phi.to(device)), None
-            )
+            once = replace(self.rows(device), stored=self.patterns[distinct])
+            delta = nearest_delta(Features(once, self._phi.to(device)), None, block)
         return replace(self, tuning=tune(delta, len(self), sampled=sample is not None))
 
     @cached_property
@@ -174,6 +172,12 @@ class MemoryBank:
             for row, raw in enumerate(block.view(torch.uint8).numpy(), rows.start):
                 groups.setdefault(hashlib.blake2b(raw, digest_size=16).digest(), []).append(row)
         return [group for group in groups.values() if len(group) > 1]
+
+    @property
+    def distinct(self) -> Tensor:
+        """The rows of the patterns, each pattern once: int64, in order."""
+        copies = {row for group in self.duplicates for row in group[1:]}
+        return torch.tensor([row for row in range(len(self)) if row not in copies])
 
     def save(self, path: str | Path, *, force: bool = True) -> None:
         """Write the bank whole or not at all.
@@ -242,36 +246,6 @@ class MemoryBank:
             return None
         channels = 1 if len(self.shape) == 2 else self.shape[-1 if self.layout == "HWC" else 0]
         return {1: "L", 3: "RGB"}.get(channels)
-
-
-def as_rows(X: Any, where: str, *, partial: bool = False) -> Tensor:
-    """Anything that is an array of numbers as a tensor with a row for each pattern.
-
-    Args:
-        X: array or tensor [N, ...].
-        where: what it is, for the message.
-        partial: whether NaN is allowed: an unknown entry.
-
-    Returns:
-        A tensor on the CPU [N, ...], not copied where that can be.
-
-    Raises:
-        InvalidDataError: no numbers, no rows, NaN or infinities.
-    """
-    try:
-        rows = torch.as_tensor(X).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InvalidDataError(where, "an array of numbers [N, ...]", error) from error
-    if rows.ndim == 0 or rows.numel() == 0 or rows.is_complex():
-        raise InvalidDataError(where, "real numbers [N, ...], N ≥ 1", f"{rows.dtype} of shape {list(rows.shape)}")
-    usable = rows.isfinite() | rows.isnan() if partial else rows.isfinite()
-    largest = torch.finfo(torch.float32).max
-    usable = usable & ~(rows.abs() > largest) if rows.dtype == torch.float64 else usable
-    if not bool(usable.all()):
-        bad = int((~usable.reshape(len(rows), -1)).any(1).nonzero()[0, 0])
-        found = "an infinity, or more" if partial else "NaN, an infinity, or more"
-        raise InvalidDataError(f"{where}, row {bad}", "finite numbers that float32 can hold", found)
-    return rows
 
 
 def _encodable(name: str) -> str:

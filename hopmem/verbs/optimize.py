@@ -115,13 +115,12 @@ def _distinct(bank: MemoryBank, device: torch.device) -> Patterns:
     Raises:
         InvalidDataError: fewer than two.
     """
-    copies = {row for group in bank.duplicates for row in group[1:]}
-    if len(bank) - len(copies) < 2:
-        raise InvalidDataError("patterns", "at least two different patterns to set apart", len(bank) - len(copies))
-    if not copies:
+    distinct = bank.distinct
+    if len(distinct) < 2:
+        raise InvalidDataError("patterns", "at least two different patterns to set apart", len(distinct))
+    if len(distinct) == len(bank):
         return bank.rows(device)
-    keep = torch.tensor([row for row in range(len(bank)) if row not in copies])
-    return replace(bank.rows(device), stored=bank.patterns[keep])
+    return replace(bank.rows(device), stored=bank.patterns[distinct])
 
 
 def _features(bank: MemoryBank, memory: Features) -> torch.Tensor:
