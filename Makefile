@@ -6,7 +6,7 @@ BIN := .venv/bin
 # The environment: made once, and again whenever the dependencies change.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,plot]'
 	touch $@
 
 demo: .venv/.ready

@@ -10,10 +10,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hopmem.bank import MemoryBank
     from hopmem.errors import HopmemError
-    from hopmem.verbs import Answer, Inspection, inspect, optimize, retrieve
+    from hopmem.verbs import Answer, Evaluation, Inspection, evaluate, inspect, optimize, retrieve
 
 __version__ = version("hopmem")
-__all__ = ["Answer", "HopmemError", "Inspection", "MemoryBank", "inspect", "optimize", "retrieve"]
+__all__ = [
+    "Answer",
+    "Evaluation",
+    "HopmemError",
+    "Inspection",
+    "MemoryBank",
+    "evaluate",
+    "inspect",
+    "optimize",
+    "retrieve",
+]
 
 _ROOMS = {"HopmemError": "hopmem.errors", "MemoryBank": "hopmem.bank"}
 

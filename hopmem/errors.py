@@ -69,6 +69,12 @@ class BankError(HopmemError):
         super().__init__(f"{printable(str(path))}: expected {expected}, found {one_line(found)}")
 
 
+class QualityGateError(HopmemError):
+    """A result that is there, but not as good as was asked for."""
+
+    exit_code = 8
+
+
 def one_line(fact: object) -> str:
     """A fact for a message, on one line and of bounded length.
 

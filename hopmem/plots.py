@@ -1,19 +1,30 @@
 """Result → picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from hopmem.atomic import replacing
-from hopmem.errors import printable
+from hopmem.errors import UsageError, printable
 from hopmem.pipeline import Picture
+from hopmem.verbs import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MOST = 64  # pictures on a sheet
 SIDE, WIDEST = 96, 288  # pixels that an image is drawn high, about, and wide, at most
 GAP, LINE = 8, 15  # between images, and of a line of text
+SIZES = "patterns"
+TRIED = 16  # maps that are drawn
+DASHES = 4  # lines that can lie on one another and be seen
+THIN = {"elinewidth": 0.6, "ecolor": "0.4"}  # error bars
 INK, PAPER, FAINT, BAD = (34, 34, 34), (255, 255, 255), (200, 200, 200), (178, 24, 43)
 
 
@@ -43,6 +54,83 @@ def contact_sheet(pictures: Sequence[Picture], path: Path, *, force: bool) -> No
         _caption(draw, font, picture, (left, top + height + 2), 3 * width + 2 * GAP)
     with replacing(path, force=force) as temporary:
         sheet.save(temporary, "PNG", optimize=True)
+
+
+def require_matplotlib() -> None:
+    """Charts need what is not installed with the rest.
+
+    Raises:
+        UsageError: it is not there.
+    """
+    if find_spec("matplotlib") is None:
+        raise UsageError("--plot: expected matplotlib, found it not installed: pip install 'hopmem[plot]'")
+
+
+def accuracy_chart(rows: Sequence[Row], path: Path, *, force: bool) -> None:
+    """Draw the accuracy of each method as a PNG: over sizes, over the levels of a noise, or as bars.
+
+    Args:
+        rows: of one evaluation.
+        path: the file.
+        force: whether it may be replaced.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+
+    panels = _panels(rows)
+    methods = list(dict.fromkeys(row.method for row in rows))
+    across = min(len(panels), 3)
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(1.8 + 4.6 * across, 3.6 * down), dpi=150, layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False, sharey=True).ravel().tolist()
+    for axis, panel in zip(axes, panels, strict=False):
+        panel.draw(axis, methods)
+        axis.set_ylim(-0.03, 1.05)
+        axis.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %")
+        axis.grid(axis="y", color="0.9")
+        axis.set_axisbelow(True)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[len(panels) :]:
+        axis.remove()
+    axes[0].set_ylabel("accuracy")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    with replacing(path, force=force) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def learning_chart(
+    validation: Sequence[dict[str, Any]], curve: Sequence[float], noun: str, path: Path, *, force: bool
+) -> None:
+    """Draw how the maps that were tried did, best above, and how the loss fell, as a PNG.
+
+    Args:
+        validation: rows with noise, method and accuracy; none where nothing was validated.
+        curve: what was lowered, step by step.
+        noun: what that is.
+        path: the file.
+        force: whether it may be replaced.
+    """
+    require_matplotlib()
+    from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+
+    noises = list(dict.fromkeys(row["noise"] for row in validation))
+    count = len(noises) + bool(curve)
+    figure = Figure(figsize=(1 + 6 * max(count, 1), 5), dpi=150, layout="constrained")
+    axes = figure.subplots(1, max(count, 1), squeeze=False).ravel().tolist()
+    for axis, noise in zip(axes, noises, strict=False):
+        rows = sorted((row for row in validation if row["noise"] == noise), key=lambda row: row["accuracy"])[-TRIED:]
+        axis.barh([row["method"] for row in rows], [row["accuracy"] for row in rows], color=_color(0))
+        axis.bar_label(axis.containers[0], labels=[f"{100 * row['accuracy']:.1f} %" for row in rows], padding=3)
+        axis.set(title=f"accuracy under {noise}", xlim=(0, 1.15), xticks=[])
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+        axis.tick_params(axis="y", labelsize=7)
+    if curve:
+        axes[-1].plot(range(1, len(curve) + 1), curve, color=_color(0))
+        axes[-1].set(xlabel="step", ylabel=noun, title="learning")
+        axes[-1].spines[["top", "right"]].set_visible(False)
+        axes[-1].grid(color="0.9")
+    with replacing(path, force=force) as temporary:
+        figure.savefig(temporary, format="png")
 
 
 def _drawn_size(height: int, width: int) -> tuple[int, int]:
@@ -98,3 +186,88 @@ def _pixels(image: Tensor) -> Image.Image:
     array = (image.float().clamp(0, 1) * 255).round().byte().numpy()
     array = array[:, :, 0] if array.ndim == 3 and array.shape[2] != 3 else array
     return Image.fromarray(array).convert("RGB")
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One chart of rows: lines over a number, or bars by noise."""
+
+    title: str
+    rows: list[Row]
+    x: Callable[[Row], float] | None  # None: bars
+    label: str = ""
+
+    def draw(self, axis: "Axes", methods: list[str]) -> None:
+        """Draw the rows, method by method."""
+        for number, method in enumerate(methods):
+            own = [row for row in self.rows if row.method == method]
+            if self.x is None:
+                self._bars(axis, own, number, len(methods))
+            else:
+                self._line(axis, sorted(own, key=self.x), number)
+        axis.set_title(self.title, fontsize=10)
+        axis.set_xlabel(self.label)
+
+    def _bars(self, axis: "Axes", rows: list[Row], number: int, count: int) -> None:
+        width = 0.84 / count
+        places = [place + (number - (count - 1) / 2) * width for place in range(len(rows))]
+        heights, errors = [row.accuracy for row in rows], [row.accuracy_se for row in rows]
+        axis.bar(places, heights, width, yerr=errors, color=_color(number), label=rows[0].method, error_kw=THIN)
+        axis.set_xticks(range(len(rows)), [row.noise for row in rows], fontsize=8, rotation=20 if len(rows) > 3 else 0)
+
+    def _line(self, axis: "Axes", rows: list[Row], number: int) -> None:
+        assert self.x is not None  # who draws lines has one
+        weight = 2.4 if number == 0 else 1.3
+        axis.errorbar(
+            [self.x(row) for row in rows],
+            [row.accuracy for row in rows],
+            [row.accuracy_se for row in rows],
+            color=_color(number),
+            linewidth=weight,
+            linestyle="-" if number == 0 else (number % DASHES * 3, (3, 3 * (DASHES - 1))),
+            elinewidth=0.8,
+            marker="os^Dv<>pXP"[number % 10],
+            markersize=4,
+            label=rows[0].method,
+        )
+        if self.label == SIZES:
+            axis.set_xscale("log")
+            axis.set_xticks([row.size for row in rows], [f"{row.size:,}" for row in rows])
+            axis.minorticks_off()
+
+
+def _panels(rows: Sequence[Row]) -> list[_Panel]:
+    """How to lay out rows: by noise over sizes; else by kind over levels where a kind has several, the rest as bars.
+
+    Returns:
+        At least one panel.
+    """
+    noises = list(dict.fromkeys(row.noise for row in rows))
+    if len({row.size for row in rows}) > 1:
+        return [
+            _Panel(noise, [row for row in rows if row.noise == noise], lambda row: row.size, SIZES) for noise in noises
+        ]
+    kinds = {noise: _kind_and_level(noise) for noise in noises}
+    several = {kind for kind, _ in kinds.values() if sum(kind == other for other, _ in kinds.values()) > 1}
+    panels = [
+        _Panel(kind, [row for row in rows if kinds[row.noise][0] == kind], lambda row: kinds[row.noise][1], "level")
+        for kind in dict.fromkeys(kind for kind, _ in kinds.values() if kind in several)
+    ]
+    rest = [row for row in rows if kinds[row.noise][0] not in several]
+    return [*panels, *([_Panel("", rest, None)] if rest else [])]
+
+
+def _kind_and_level(noise: str) -> tuple[str, float]:
+    """Take a noise apart; a chain, and `mixed`, is a kind of its own.
+
+    Returns:
+        The kind, with s where its level is in standard deviations, and the level.
+    """
+    kind, _, level = noise.partition(":")
+    if "+" in noise or not level:
+        return noise, 0.0
+    return (f"{kind} (s)" if level.endswith("s") else kind), float(level.removesuffix("s"))
+
+
+def _color(number: int) -> str:
+    return "black" if number == 0 else f"C{number - 1}"

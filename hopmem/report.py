@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import TextIOWrapper
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
@@ -17,12 +18,15 @@ from rich.text import Text
 
 from hopmem import __version__
 from hopmem.errors import printable
+from hopmem.model.denoise import FRESH
 from hopmem.pipeline import OptimizeResult, Outcome, RetrieveResult, StoreResult
-from hopmem.verbs import Inspection
+from hopmem.verbs import Evaluation, Inspection
 from hopmem.verbs.work import Watch
 
 ROWS_SHOWN = 20  # of the answers; all of them are in --json and --ndjson
 STARTED = time.monotonic()
+NOTE = TextColumn("{task.fields[note]}")  # how well the work goes: its loss
+ROWS_TRIED = 12  # of the validation table, best first for each noise; all of them are in --json and in the bank
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,14 @@ def watching(*, quiet: bool) -> Iterator[Watch | None]:
     if quiet or not console.is_terminal:
         yield None
         return
-    columns = (TextColumn("{task.description:>16}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:>16}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), NOTE)
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
-        def watch(label: str, done: int, total: int) -> None:
+        def watch(label: str, done: int, total: int, note: str = "") -> None:
             if label not in tasks:
-                tasks[label] = bar.add_task(label, total=total)
-            bar.update(tasks[label], completed=done, total=total)
+                tasks[label] = bar.add_task(label, total=total, note=note)
+            bar.update(tasks[label], completed=done, total=total, note=note)
 
         yield watch
 
@@ -112,9 +116,11 @@ def tables(result: Any) -> list[Table]:
     if isinstance(result, StoreResult):
         return [_store_table(result)]
     if isinstance(result, OptimizeResult):
-        return [_optimize_table(result)]
+        return [*_validation_tables(result), _optimize_table(result)]
     if isinstance(result, RetrieveResult):
         return [_retrieve_table(result)]
+    if isinstance(result, Evaluation):
+        return _evaluate_tables(result)
     return _inspect_tables(result)
 
 
@@ -135,9 +141,35 @@ def _optimize_table(result: OptimizeResult) -> Table:
     for key in ("max_cosine", "min_angle_degrees", "mean_cosine"):
         table.add_row(key.replace("_", " "), *(_number(result.separation[side][key]) for side in ("raw", "learned")))
     table.add_row("kept", *(["", "yes"] if result.kept == "learned" else ["yes", ""]))
-    if result.steps == 0:
+    if result.steps == 0 and not result.validation:
         table.caption = "no step improves on the start, ridge whitening"
     return table
+
+
+def _validation_tables(result: OptimizeResult) -> list[Table]:
+    """What was tried, best first, for each noise.
+
+    Returns:
+        A table for each noise.
+    """
+    tables = []
+    for noise in dict.fromkeys(row["noise"] for row in result.validation):
+        rows = [row for row in result.validation if row["noise"] == noise]
+        best = sorted(rows, key=lambda row: (-row["accuracy"], row["error"]))
+        fresh = [row for row in rows if row["method"].endswith(FRESH)]
+        shown = [*[row for row in best if row not in fresh][: ROWS_TRIED - len(fresh)], *fresh]
+        table = Table(title=f"validation under {noise}")
+        table.add_column("map", overflow="fold")
+        table.add_column("accuracy", justify="right")
+        table.add_column("error", justify="right")
+        for row in shown:
+            section = bool(fresh) and row is shown[-len(fresh) - 1]
+            cells = (_name(row["method"]), f"{100 * row['accuracy']:.1f} %", _number(row["error"]))
+            table.add_row(*cells, end_section=section)
+        if len(rows) > len(shown):
+            table.caption = f"the best of {len(rows)}; --json gives all of them"
+        tables.append(table)
+    return tables
 
 
 def _retrieve_table(result: RetrieveResult) -> Table:
@@ -171,7 +203,8 @@ def _inspect_tables(result: Inspection) -> list[Table]:
     facts.add_row("feature map", f"{result.objective}, {result.feature_dimension} features")
     if how := result.learning:
         loss = " → ".join(_number(how.loss[key]) for key in ("first", "last"))
-        facts.add_row("learned", f"loss {loss} in {how.steps} steps, t {how.temperature:g}, seed {how.seed}")
+        width = "" if how.temperature is None else f", t {how.temperature:g}"
+        facts.add_row("learned", f"loss {loss} in {how.steps} steps{width}, seed {how.seed}")
     facts.add_row("duplicates", _groups(result.duplicates))
     sizes = ", ".join(f"{size}: {count}×" for size, count in result.metastable.items() if count)
     facts.add_row("self-test: memories that share the answer", sizes)
@@ -217,6 +250,53 @@ def _pairs_table(result: Inspection) -> Table:
     for pair in result.closest_pairs:
         table.add_row(_name(pair.a), _name(pair.b), f"{pair.cosine:.6f}")
     return table
+
+
+def _evaluate_tables(result: Evaluation) -> list[Table]:
+    """A table for each noise and size, the best accuracy in bold.
+
+    Returns:
+        The tables.
+    """
+    shown = []
+    for _, group in groupby(result.rows, key=lambda row: (row.noise, row.size)):
+        rows = list(group)
+        best = max(row.accuracy for row in rows)
+        head = f"{rows[0].noise}, {rows[0].size:,} patterns, {rows[0].samples:,} queries"
+        table = Table("method", title=Text(printable(head)))
+        for heading in ("accuracy %", "error", "meta-\nstable\n%", "β"):
+            table.add_column(heading, justify="right")
+        for row in rows:
+            accuracy = f"{100 * row.accuracy:.1f} ± {100 * row.accuracy_se:.1f}"
+            table.add_row(
+                row.method,
+                Text(accuracy, "bold" if row.accuracy == best else ""),
+                _plus_minus(row.error, row.error_se),
+                f"{100 * row.metastable:.1f}",
+                "–" if row.beta is None else _three_digits(row.beta),
+            )
+        shown.append(table)
+    return shown
+
+
+def _plus_minus(value: float, error: float) -> str:
+    """A mean with its standard error, to the digits that the error leaves: at most a third of it is rounded off.
+
+    Returns:
+        Both, such as 7.31 ± 0.12.
+    """
+    if not (0 < error < 1e6 and 1e-2 <= value < 1e6):
+        return f"{_one_digit(value)} ± {_one_digit(error)}"
+    digits = max(0, -math.floor(math.log10(error / 3)))
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def _one_digit(value: float) -> str:
+    return f"{value:.1g}" if math.isfinite(value) else "–"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:,.0f}" if 1e3 <= value < 1e6 else f"{value:.3g}"
 
 
 def _facts(heading: str) -> Table:

@@ -104,7 +104,7 @@ def bank(hopmem: Hopmem, shelf: Path, table: Path) -> Path:
 @pytest.fixture(scope="session")
 def learned(hopmem: Hopmem, shelf: Path, bank: Path) -> Path:
     """The same bank with a learned map."""
-    hopmem("optimize", bank, "-o", shelf / "learned.safetensors")
+    hopmem("optimize", bank, "--objective", "average", "-o", shelf / "learned.safetensors")
     return shelf / "learned.safetensors"
 
 

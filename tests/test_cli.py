@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from hopmem.cli import app
 from tests.conftest import Array, Ask, Hopmem
 
-COMMANDS = ("store", "optimize", "retrieve", "inspect")
+COMMANDS = ("store", "optimize", "retrieve", "inspect", "evaluate")
 NUMBER = (int, float)
 MAYBE = (int, float, type(None))
 SHARED = {"schema": str, "version": str, "device": str, "seconds": float, "warnings": list, "skipped": list}
@@ -82,6 +82,24 @@ CONTRACT: dict[str, dict[str, Any]] = {
         # beside the contract: how the map was learned
         "learning": {"steps": int, "temperature": float, "batch_size": int, "seed": int, "loss": dict},
     },
+    "evaluate": {
+        "rows": [
+            {
+                "noise": str,
+                "method": str,
+                "size": int,
+                "accuracy": float,
+                "error": float,
+                "metastable": float,
+                # beside the contract: standard errors, and what they rest on
+                "accuracy_se": float,
+                "error_se": float,
+                "metastable_se": float,
+                "beta": MAYBE,
+                "samples": int,
+            }
+        ]
+    },
 }
 
 
@@ -102,6 +120,7 @@ def calls(tmp_path: Path, array: Path, bank: Path, learned: Path) -> dict[str, l
         "optimize": ["optimize", bank, "-o", tmp_path / "optimized.safetensors"],
         "retrieve": ["retrieve", bank, array, "-o", tmp_path / "answers.npy"],
         "inspect": ["inspect", learned],
+        "evaluate": ["evaluate", learned, "--samples", 10],
     }
 
 
@@ -227,6 +246,18 @@ MISTAKES = [
     ("retrieve {bank} {array} --plot {bad}/sheet.png", 2, ["--plot", "images"]),
     ("inspect {bank} --error 0", 2, ["error", "> 0", "0"]),
     ("inspect {bank} --closest -1", 2, ["--closest", "found"]),
+    ("evaluate {bank} --noise fog:1", 2, ["--noise fog:1", "gaussian", "'fog'"]),
+    ("evaluate {bank} --noise mask:2", 2, ["--noise mask:2", "0 to 1", "'2'"]),
+    ("evaluate {bank} --noise blur:1", 2, ["--noise blur:1", "images"]),
+    ("evaluate {bank} --samples 0", 2, ["--samples", "found"]),
+    ("evaluate {bank} --methods bank,oracle", 2, ["methods", "bank, modern", "'oracle'"]),
+    ("evaluate {bank} --sizes 5,13", 2, ["sizes", "1 to 12", "13"]),
+    ("evaluate {bank} --sizes 0", 2, ["sizes", "1 to 12", "found 0"]),
+    ("evaluate {bank} --sizes few", 2, ["--sizes", "whole numbers", "'few'"]),
+    ("evaluate {bank} --fail-under 101", 2, ["--fail-under", "100", "'101'"]),
+    ("evaluate {bank} --fail-under most", 2, ["--fail-under", "share", "'most'"]),
+    ("evaluate {bank} --methods cosine --fail-under 0.9", 2, ["--fail-under", "bank", "cosine"]),
+    ("evaluate {bad}/missing.safetensors", 3, ["missing.safetensors", "expected a bank", "nothing there"]),
     ("store {bad}/missing.npy -o {new}", 3, ["missing.npy", "expected", "nothing there"]),
     ("store {bad}/notes.txt -o {new}", 3, ["notes.txt", "expected", ".npy", "'.txt'"]),
     ("store {bad}/broken.png -o {new}", 3, ["broken.png", "expected an image"]),
@@ -334,6 +365,7 @@ OVERWRITES = {
     "retrieve to a file": "retrieve {bank} {array} -o {target}",
     "retrieve to a folder": "retrieve {images} {folder} -o {root}",
     "retrieve --plot": "retrieve {images} {folder} --plot {target}",
+    "evaluate --plot": "evaluate {bank} --samples 5 --plot {target}",
 }
 
 

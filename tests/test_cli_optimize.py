@@ -27,7 +27,7 @@ def copy(tmp_path: Path, bank: Path) -> Path:
 
 
 def test_optimize_puts_a_map_into_the_bank_and_leaves_the_rest_alone(ask: Ask, copy: Path, bank: Path):
-    said = ask("optimize", copy)
+    said = ask("optimize", "--objective", "average", copy)
     before, after = load_file(bank), load_file(copy)
     assert after.keys() - before.keys() == set(MAP)
     for name, tensor in before.items():
@@ -39,13 +39,13 @@ def test_optimize_puts_a_map_into_the_bank_and_leaves_the_rest_alone(ask: Ask, c
 
 
 def test_o_leaves_the_bank_as_it_was(hopmem: Hopmem, tmp_path: Path, copy: Path, bank: Path):
-    hopmem("optimize", copy, "-o", tmp_path / "learned.safetensors")
+    hopmem("optimize", "--objective", "average", copy, "-o", tmp_path / "learned.safetensors")
     assert copy.read_bytes() == bank.read_bytes()
     assert set(MAP) <= load_file(tmp_path / "learned.safetensors").keys()
 
 
 def test_the_report_agrees_with_the_features_that_were_written(ask: Ask, copy: Path, vectors):
-    said = ask("optimize", copy)
+    said = ask("optimize", "--objective", "average", copy)
     tensors = load_file(copy)
     mapped = reference.features(vectors, tensors["feature_map.weight"], tensors["feature_map.bias"])
     np.testing.assert_allclose(tensors["features"], mapped, atol=1e-5)
@@ -64,13 +64,29 @@ def test_the_report_agrees_with_the_features_that_were_written(ask: Ask, copy: P
 def test_few_patterns_end_as_a_simplex(M, ask: Ask, tmp_path: Path, vectors):
     np.save(tmp_path / "few.npy", vectors[:M])
     ask("store", tmp_path / "few.npy", "-o", tmp_path / "few.safetensors")
-    learned = ask("optimize", tmp_path / "few.safetensors", "--steps", 300)["separation"]["learned"]
+    learned = ask("optimize", "--objective", "average", tmp_path / "few.safetensors", "--steps", 300)["separation"][
+        "learned"
+    ]
     assert learned["max_cosine"] == pytest.approx(-1 / (M - 1), abs=1e-3)
     assert learned["mean_cosine"] == pytest.approx(-1 / (M - 1), abs=1e-3)
 
 
 def learn(hopmem: Hopmem, bank: Path, out: Path, *options: object) -> dict[str, np.ndarray]:
-    hopmem("optimize", bank, "-o", out, "--feature-dim", 2, "--batch-size", 4, "--steps", 5, *options)
+    hopmem(
+        "optimize",
+        "--objective",
+        "average",
+        bank,
+        "-o",
+        out,
+        "--feature-dim",
+        2,
+        "--batch-size",
+        4,
+        "--steps",
+        5,
+        *options,
+    )
     return load_file(out)
 
 
@@ -93,7 +109,13 @@ def test_the_seed_is_the_flags_then_the_variables_then_the_banks(hopmem: Hopmem,
 
 def test_options_are_followed_and_written_down(ask: Ask, copy: Path):
     options = {"feature-dim": 3, "steps": 4, "temperature": 1.5, "batch-size": 8, "learning-rate": 0.05}
-    said = ask("optimize", copy, *(word for name, value in options.items() for word in (f"--{name}", value)))
+    said = ask(
+        "optimize",
+        "--objective",
+        "average",
+        copy,
+        *(word for name, value in options.items() for word in (f"--{name}", value)),
+    )
     assert said["feature_dimension"] == 3
     assert said["steps"] <= 4
     learning = json.loads(metadata(copy)["learning"])
@@ -103,14 +125,14 @@ def test_options_are_followed_and_written_down(ask: Ask, copy: Path):
 
 @pytest.mark.parametrize("options", [["--steps", 0], ["--time-limit", 0]], ids=["no steps", "no time"])
 def test_without_a_step_the_warm_start_is_the_map(options, ask: Ask, copy: Path):
-    said = ask("optimize", copy, *options)
+    said = ask("optimize", "--objective", "average", copy, *options)
     assert said["steps"] == 0
     assert ask("inspect", copy)["objective"] == "average"
 
 
 def test_a_bank_is_raw_before_and_learned_after(ask: Ask, copy: Path):
     before = ask("inspect", copy)
-    said = ask("optimize", copy)
+    said = ask("optimize", "--objective", "average", copy)
     after = ask("inspect", copy)
     assert (before["objective"], before["separation"]["learned"]) == ("raw", None)
     assert after["objective"] == "average"
@@ -119,4 +141,7 @@ def test_a_bank_is_raw_before_and_learned_after(ask: Ask, copy: Path):
 
 
 def test_a_map_that_separates_less_is_warned_of(ask: Ask, copy: Path):
-    assert any("--feature-dim" in warning for warning in ask("optimize", copy, "--feature-dim", 1)["warnings"])
+    assert any(
+        "--feature-dim" in warning
+        for warning in ask("optimize", "--objective", "average", copy, "--feature-dim", 1)["warnings"]
+    )

@@ -100,7 +100,17 @@ def test_ctrl_c_during_a_long_job_leaves_the_bank_as_it_was(hopmem: Hopmem, tmp_
     hopmem("store", tmp_path / "many.npy", "-o", bank)
     shutil.copy(bank, tmp_path / "before")
     ours, theirs = pty.openpty()  # a terminal, so that the progress tells when the learning has begun
-    command = [*HOPMEM.split(), "optimize", str(bank), "--steps", "1000000", "--feature-dim", "32"]
+    command = [
+        *HOPMEM.split(),
+        "optimize",
+        str(bank),
+        "--objective",
+        "average",
+        "--steps",
+        "1000000",
+        "--feature-dim",
+        "32",
+    ]
     process = subprocess.Popen(command, env=ENVIRONMENT | {"TERM": "xterm"}, stdout=subprocess.PIPE, stderr=theirs)
     os.close(theirs)
     shown = b""

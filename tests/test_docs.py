@@ -109,7 +109,7 @@ def test_the_sample_data_takes_less_than_a_megabyte():
     assert sum(path.stat().st_size for path in files) < 1_000_000
 
 
-@pytest.mark.parametrize("command", ["store", "optimize", "retrieve", "inspect"])
+@pytest.mark.parametrize("command", ["store", "optimize", "retrieve", "inspect", "evaluate"])
 def test_every_command_is_explained_here_and_in_its_help(command):
     assert f"hopmem {command}" in README
     done = CliRunner().invoke(app, [command, "--help"])

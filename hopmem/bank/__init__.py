@@ -1,8 +1,20 @@
 """MemoryBank ↔ safetensors."""
 
 from hopmem.bank.file import FORMAT
-from hopmem.bank.memory import Learning, MemoryBank
+from hopmem.bank.memory import MEASURED, Learning, MemoryBank, Validated
 from hopmem.bank.rows import as_rows
-from hopmem.bank.tuning import SAME, SMALLEST, Tuning, tune
+from hopmem.bank.tuning import SAME, SMALLEST, VALIDATED, Tuning, tune
 
-__all__ = ["FORMAT", "SAME", "SMALLEST", "Learning", "MemoryBank", "Tuning", "as_rows", "tune"]
+__all__ = [
+    "FORMAT",
+    "MEASURED",
+    "SAME",
+    "SMALLEST",
+    "VALIDATED",
+    "Learning",
+    "MemoryBank",
+    "Tuning",
+    "Validated",
+    "as_rows",
+    "tune",
+]

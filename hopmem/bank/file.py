@@ -16,14 +16,17 @@ from hopmem.errors import BankError, MissingInputError, UnreadableError
 FORMAT = "hopmem.bank/1"
 
 
-def write(path: Path, tensors: Mapping[str, Tensor | None], metadata: dict[str, str], *, force: bool) -> None:
-    """Write a bank.
+def write(
+    path: Path, tensors: Mapping[str, Tensor | None], metadata: dict[str, str], *, force: bool, form: str = FORMAT
+) -> None:
+    """Write a bank, or a file of another form.
 
     Args:
         path: the file.
         tensors: by name; None is left out.
         metadata: what the header says beside them.
         force: whether a file that stands there may be replaced.
+        form: name and version of what is written.
 
     Raises:
         UnreadableError: it can't be written there.
@@ -33,17 +36,18 @@ def write(path: Path, tensors: Mapping[str, Tensor | None], metadata: dict[str, 
         if "values" in kept and kept["values"].data_ptr() == kept["patterns"].data_ptr():
             kept["values"] = kept["values"].clone()  # the format refuses two tensors in one memory
         try:
-            save_file(kept, temporary, {"format": FORMAT} | metadata)
+            save_file(kept, temporary, {"format": form} | metadata)
         except SafetensorError as error:
             raise UnreadableError(path, "room to write a bank", error) from error
         _sort_header(temporary)
 
 
-def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Open a bank; its tensors stay memory-mapped.
+def read(path: str | Path, form: str = FORMAT) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Open a bank, or a file of another form; its tensors stay memory-mapped.
 
     Args:
         path: the file.
+        form: name and version of what is read.
 
     Returns:
         Its tensors and its metadata.
@@ -58,7 +62,7 @@ def read(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
-            _check_format(path, metadata.get("format"))
+            _check_format(path, metadata.get("format"), form)
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 # no dictionary
     except OSError as error:
         raise UnreadableError(path, "a bank", "a folder" if Path(path).is_dir() else error) from error
@@ -96,11 +100,12 @@ def names_from(data: Tensor, offsets: Tensor) -> tuple[str, ...]:
     return tuple(raw[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise(ends))
 
 
-def _check_format(path: str | Path, found: str | None) -> None:
-    if found is None or not found.startswith("hopmem.bank/"):
-        raise BankError(path, "a hopmem bank", "a safetensors file of another kind")
-    if found != FORMAT:
-        raise BankError(path, FORMAT, f"{found}, which needs another version of hopmem")
+def _check_format(path: str | Path, found: str | None, form: str) -> None:
+    kind = form.rpartition("/")[0]
+    if found is None or not found.startswith(f"{kind}/"):
+        raise BankError(path, f"a {kind.replace('.', ' ')}", "a safetensors file of another kind")
+    if found != form:
+        raise BankError(path, form, f"{found}, which needs another version of hopmem")
 
 
 def _sort_header(path: Path) -> None:

@@ -24,16 +24,29 @@ MEASURED = 20_000  # memories up to which β auto looks at every pair; beyond, a
 
 
 @dataclass(frozen=True)
+class Validated:
+    """How one map did under one noise, on corrupted copies that it was not fitted to."""
+
+    noise: str
+    method: str  # the map, in words
+    accuracy: float  # share of queries whose largest weight was on the right memory
+    error: float  # the papers' error: sum over entries of the squared difference, mean over queries
+
+
+@dataclass(frozen=True)
 class Learning:
     """How a feature map was learned."""
 
     steps: int
-    temperature: float
-    batch_size: int
+    temperature: float | None  # of the average loss
+    batch_size: int | None
     feature_dimension: int
-    curve: tuple[float, ...]  # loss of the batch of each step
-    loss: dict[str, float]  # first (raw) and last, over all pairs
+    curve: tuple[float, ...]  # what was lowered, step by step
+    loss: dict[str, float]  # first (raw) and last, of the objective
     separation: dict[str, dict[str, float]]  # raw and learned: max_cosine, min_angle_degrees, mean_cosine
+    noise: tuple[str, ...] = ()  # that it was learned for
+    method: str | None = None  # the map that was kept, in words, where it was chosen
+    validation: tuple[Validated, ...] = ()  # how everything that was tried did
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +117,7 @@ class MemoryBank:
     @property
     def feature_dimension(self) -> int:
         """The dimension D of feature space."""
-        return self.dimension if self.phi.W is None else self.phi.W.shape[0]
+        return self.phi.dimension(self.dimension)
 
     def rows(self, device: torch.device = CPU) -> Patterns:
         """Ξ, to be read in blocks.
@@ -234,6 +247,7 @@ class MemoryBank:
             "alpha": self.alpha,
             "beta": None if self.tuning is None else self.tuning.beta,
             "seed": self.seed,
+            "centred": self.phi.centred,
             "tuning": self.tuning and asdict(self.tuning),
             "learning": self.learning and asdict(self.learning),
         }
@@ -290,7 +304,11 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> MemoryBan
         scale=float(read("scale")),
         layout=read_layout("layout"),
         resized=read_tuple("resized"),
-        phi=FeatureMap(tensors.get("feature_map.weight"), tensors.get("feature_map.bias")),
+        phi=FeatureMap(
+            tensors.get("feature_map.weight"),
+            tensors.get("feature_map.bias"),
+            centred=json.loads(metadata.get("centred", "false")) is True,
+        ),
         features=tensors.get("features"),
         values=tensors.get("values"),
         values_shape=read_tuple("values_shape"),
@@ -300,8 +318,19 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> MemoryBan
         alpha=float(read("alpha")),
         seed=int(read("seed")),
         tuning=tuning and Tuning(**tuning),
-        learning=learning and Learning(**learning | {"curve": tuple(learning["curve"])}),
+        learning=learning and _learning(learning),
     )
+
+
+def _learning(kept: dict[str, Any]) -> Learning:
+    """A record of learning from JSON.
+
+    Returns:
+        The record.
+    """
+    rows = tuple(Validated(**row) for row in kept.get("validation", ()))
+    lists = {"curve": tuple(kept["curve"]), "noise": tuple(kept.get("noise", ())), "validation": rows}
+    return Learning(**kept | lists)
 
 
 def _checked(path: str | Path, bank: MemoryBank) -> MemoryBank:
@@ -317,7 +346,7 @@ def _checked(path: str | Path, bank: MemoryBank) -> MemoryBank:
     expected: Sequence[tuple[str, tuple[int, ...], Tensor | None]] = (
         ("patterns", (M, torch.Size(bank.shape).numel()), bank.patterns),
         ("feature_map.weight", (D, d), bank.phi.W),
-        ("feature_map.bias", (D,), bank.phi.b),
+        ("feature_map.bias", (d + 1 if bank.phi.W is None else D,), bank.phi.b),
         ("features", (M, D), bank.features),
         ("values", (M, torch.Size(bank.values_shape or ()).numel()), bank.values),
     )

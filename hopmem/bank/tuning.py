@@ -8,6 +8,7 @@ from hopmem.model.bounds import beta_for_error
 
 TUNED_ERROR = 1e-3  # the error in feature space that β auto keeps at half the radius
 SAME = 1e-6  # patterns whose Δ is under this are one to float32
+VALIDATED = "validation on corrupted copies"  # a β that was chosen for least error
 SMALLEST = "smallest Δ"  # of all patterns: the usual source of β
 
 

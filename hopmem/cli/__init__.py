@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -36,13 +36,17 @@ from hopmem.cli.options import (
     Threads,
     Verbose,
     parse_number,
+    parse_share,
     show_version,
+    split_counts,
+    split_names,
 )
-from hopmem.errors import SKIPPED_SOME, MissingInputError, UsageError
+from hopmem.errors import INTERRUPTED, SKIPPED_SOME, MissingInputError, UsageError
 
 if TYPE_CHECKING:
     from hopmem.patterns import Reading
     from hopmem.pipeline import Machine, Outcome
+    from hopmem.verbs.optimize import Task
 
 app = typer.Typer(
     cls=HopmemGroup,
@@ -101,29 +105,65 @@ def store(
 def optimize(
     bank: Bank,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Write here instead of into the bank.")] = None,
-    objective: Annotated[Literal["average"], typer.Option(help="What the map is learned for.")] = "average",
+    objective: Annotated[
+        Literal["denoise", "average", "spherical"],
+        typer.Option(help="For retrieval under noise, or for separation: U-Hop's, U-Hop+'s."),
+    ] = "denoise",
+    noise: Annotated[
+        list[str] | None,
+        typer.Option(help="What queries will suffer; repeatable; default: mixed.", metavar="KIND:LEVEL"),
+    ] = None,
+    noise_from: Annotated[
+        str | None, typer.Option(help="Instead: a source of real corrupted rows.", metavar="SOURCE")
+    ] = None,
+    clean_from: Annotated[
+        str | None, typer.Option(help="The clean rows that belong to them, by name or row by row.", metavar="SOURCE")
+    ] = None,
     feature_dim: Annotated[
         int | None,
-        typer.Option(parser=parse_number(int, 1), metavar="INTEGER", help="Features; default: what the patterns span."),
+        typer.Option(
+            parser=parse_number(int, 1),
+            metavar="INTEGER",
+            help="Features; default: what validation chooses, or what the patterns span.",
+        ),
     ] = None,
     steps: Annotated[
-        int, typer.Option(parser=parse_number(int, 0), metavar="INTEGER", help="Most steps of gradient descent.")
-    ] = 100,
+        int | None,
+        typer.Option(
+            parser=parse_number(int, 0),
+            metavar="INTEGER",
+            help="Most steps of gradient descent; default: what suits the objective.",
+        ),
+    ] = None,
     temperature: Annotated[
-        float, typer.Option(parser=parse_number(float), metavar="NUMBER", help="Inverse width t of the average loss.")
-    ] = 2.0,
+        float | None,
+        typer.Option(
+            parser=parse_number(float),
+            metavar="NUMBER",
+            help="Of average its inverse width t; of spherical the first τ.",
+        ),
+    ] = None,
     learning_rate: Annotated[
         float | None,
         typer.Option(parser=parse_number(float), metavar="NUMBER", help="Of the first step; default: found."),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option(parser=parse_number(int, 2), metavar="INTEGER", help="Patterns in a step.")
-    ] = 1024,
+        int | None, typer.Option(parser=parse_number(int, 2), metavar="INTEGER", help="Patterns in a step.")
+    ] = None,
+    restarts: Annotated[
+        int, typer.Option(parser=parse_number(int, 1), metavar="INTEGER", help="Starts of a spherical code.")
+    ] = 16,
     time_limit: Annotated[
         float | None,
-        typer.Option(parser=parse_number(float, 0), metavar="NUMBER", help="Seconds after which no step is begun."),
+        typer.Option(
+            parser=parse_number(float, 0), metavar="NUMBER", help="Seconds after which the best so far is taken."
+        ),
     ] = None,
-    force: Force = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw the validation and the learning.", metavar="PNG")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite files; keep a map that does not beat the raw patterns.")
+    ] = False,
     device: Device = "auto",
     seed: Seed = None,
     threads: Threads = None,
@@ -132,18 +172,20 @@ def optimize(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Learn the feature map that sets the patterns of a bank apart."""
+    """Learn the feature map that a bank retrieves best with."""
     from hopmem import pipeline
 
-    options: dict[str, Any] = {
-        "objective": objective,
-        "feature_dim": feature_dim,
-        "steps": steps,
-        "temperature": temperature,
-    }
-    options |= {"learning_rate": learning_rate, "batch_size": batch_size, "time_limit": time_limit}
+    if plot is not None:
+        _can_chart(plot, force)
+    names = tuple(noise or ())
+    task = _task(
+        objective, names, noise_from, feature_dim, steps, temperature, learning_rate, batch_size, restarts, force
+    )
+    pairs: dict[str, Any] = {"noise_from": noise_from, "clean_from": clean_from}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = pipeline.optimize(bank, output, machine, force=force, **options)
+        outcome = pipeline.optimize(bank, output, task, machine, **pairs, time_limit=time_limit, resume=resume)
+    if plot is not None:
+        _chart_learning(outcome, plot, force)
     _finish(outcome, "optimize", as_json, quiet)
 
 
@@ -259,6 +301,71 @@ def inspect(
     _finish(outcome, "inspect", as_json, quiet)
 
 
+@app.command()
+def evaluate(
+    bank: Bank,
+    noise: Annotated[
+        list[str] | None,
+        typer.Option(help="How queries are corrupted, such as gaussian:0.5; repeatable.", metavar="KIND:LEVEL"),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option(parser=parse_number(int, 1), metavar="INTEGER", help="Queries for each noise and size.")
+    ] = 1000,
+    methods: Annotated[
+        list[str] | None, typer.Option(help="bank and baselines, with commas; default: all.", metavar="A,B")
+    ] = None,
+    sizes: Annotated[
+        list[str] | None, typer.Option(help="Numbers of patterns, with commas; default: all of them.", metavar="N,N")
+    ] = None,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(parser=parse_share, metavar="X", help="End in exit 8 where the bank's accuracy is lower."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the accuracy of each method.", metavar="PNG")] = None,
+    force: Force = False,
+    device: Device = "auto",
+    seed: Seed = None,
+    threads: Threads = None,
+    memory_limit: MemoryLimit = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Measure how well a bank gives corrupted patterns back, beside other memories."""
+    from hopmem import pipeline
+
+    if plot is not None:
+        _can_chart(plot, force)
+    options: dict[str, Any] = {"noise": noise or ["mixed"], "samples": samples, "fail_under": fail_under}
+    options |= {"methods": split_names(methods), "sizes": split_counts(sizes)}
+    with _machine(device, seed, threads, memory_limit, quiet) as machine:
+        outcome = pipeline.evaluate(bank, machine, **options)
+    if plot is not None:
+        _chart(outcome, plot, force)
+    _finish(outcome, "evaluate", as_json, quiet)
+    if fail_under is not None:
+        pipeline.check(outcome.result, fail_under)
+
+
+def _task(objective: str, noise: tuple[str, ...], noise_from: str | None, *options: Any) -> "Task":
+    """What is asked of optimize.
+
+    Returns:
+        The task.
+
+    Raises:
+        UsageError: a noise model beside real pairs, or noise for an objective that knows none.
+    """
+    from hopmem.verbs.denoise import MIXED
+    from hopmem.verbs.optimize import Task
+
+    if noise and noise_from is not None:
+        raise UsageError(f"expected --noise or --noise-from, found both ({noise[0]} and {noise_from})")
+    if (noise or noise_from) and objective != "denoise":
+        raise UsageError(f"--noise: expected --objective denoise, found {objective}")
+    return Task(cast(Any, objective), noise or MIXED, None, *options)
+
+
 def _reading(*options: Any) -> "Reading":
     from hopmem.patterns import Reading
 
@@ -325,18 +432,41 @@ def _draw(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:
     contact_sheet(outcome.pictures, plot, force=force)
 
 
+def _can_chart(plot: Path, force: bool) -> None:
+    """Find out before the work whether its picture can be drawn."""
+    from hopmem.plots import require_matplotlib
+
+    refuse_overwrite(plot, force=force)
+    require_matplotlib()
+
+
+def _chart_learning(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:
+    from hopmem.plots import learning_chart
+
+    noun = "largest cosine" if outcome.result.objective == "spherical" else "loss"
+    learning_chart(outcome.result.validation, outcome.curve, noun, plot, force=force)
+
+
+def _chart(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:
+    from hopmem.plots import accuracy_chart
+
+    accuracy_chart(outcome.result.rows, plot, force=force)
+
+
 def _finish(
     outcome: "Outcome[Any]", verb: str, as_json: bool, quiet: bool, ndjson: bool = False, data_on_stdout: bool = False
 ) -> None:
     """Report, and end as the contract says.
 
     Raises:
-        Exit: with 7 where inputs were skipped.
+        Exit: with 7 where inputs were skipped, with 130 where the work was interrupted.
     """
     from hopmem import report
 
     report.show(outcome, verb, report.Style(as_json, quiet, not ndjson, data_on_stdout))
     if ndjson:
         report.show_lines(outcome)
+    if outcome.interrupted:
+        raise typer.Exit(INTERRUPTED)
     if outcome.skipped:
         raise typer.Exit(SKIPPED_SOME)

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
 import typer
 
 from hopmem import __version__
 from hopmem.cli.group import VERBOSE
+from hopmem.errors import UsageError
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -56,6 +58,52 @@ def parse_number(
         return number
 
     return parse
+
+
+def parse_share(text: Any) -> float:
+    """Read a share as 0.95, 95 or 95%: what is above 1 is percent.
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        BadParameter: something else.
+    """
+    digits = str(text).strip().removesuffix("%")
+    try:
+        number = Decimal(digits)  # decimal, since 97.3% of a thousand is 973
+        number /= 100 if number > 1 or str(text).strip().endswith("%") else 1
+    except InvalidOperation:
+        number = Decimal(-1)
+    if not 0 <= number <= 1:
+        raise typer.BadParameter(f"expected a share from 0 to 1, or a percentage up to 100, found {str(text)!r}")
+    return float(number)
+
+
+def split_names(texts: list[str] | None) -> list[str] | None:
+    """Read lists such as `a,b` that may be given more than once.
+
+    Returns:
+        The names; None where none was given.
+    """
+    return None if not texts else [name.strip() for text in texts for name in text.split(",")]
+
+
+def split_counts(texts: list[str] | None) -> list[int] | None:
+    """Read lists of whole numbers such as `10,50`.
+
+    Returns:
+        The numbers; None where none was given.
+
+    Raises:
+        UsageError: something else.
+    """
+    names = split_names(texts)
+    try:
+        return None if names is None else [int(name) for name in names]
+    except ValueError as error:
+        found = ",".join(texts or [])
+        raise UsageError(f"--sizes: expected whole numbers such as 10,50, found {found!r}") from error
 
 
 def show_version(wanted: bool) -> None:

@@ -121,7 +121,7 @@ def complete(
     Returns:
         The answers, in the order of the queries; the readout is not clamped here.
     """
-    if memory.phi.W is None:
+    if memory.phi.is_identity:
 
         def answer(rows: slice) -> Retrieval:
             Y = unit(torch.where(known[rows], X[rows], 0))

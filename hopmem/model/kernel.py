@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 Rows = slice | Tensor  # a range of rows, or an int64 tensor of row numbers
 
@@ -48,12 +48,14 @@ def blocks(count: int, size: int) -> Iterator[slice]:
 class FeatureMap:
     """Φ(u) = W u + b (U-Hop, eq. 3.1, with an offset for centring).
 
-    K depends on WᵀW alone, so W is free up to a rotation of feature space.
+    K depends on WᵀW alone, so W is free up to a rotation of feature space. Where a row of W is zero and its entry of b
+    is large beside the rest (`lifted`), the cosine of features ranks memories as the Euclidean distance does.
     """
 
     W: Tensor | None = None  # [D, d]; None is the identity, which no d×d matrix has to hold
-    b: Tensor | None = None  # [D]; None is zero
+    b: Tensor | None = None  # [D]; None is zero; of the identity [d + 1], the last entry a lift
     origin: Tensor | None = None  # [d], a point m near the patterns, from which Φ is computed: W(u − m) + (W m + b)
+    centred: bool = False  # of the identity: each row's own mean is taken off first
 
     def __call__(self, U: Tensor) -> Tensor:
         """Map rows to feature space.
@@ -65,10 +67,29 @@ class FeatureMap:
             Their features, not normalised [N, D].
         """
         if self.W is None:
-            return U if self.b is None else U + self.b.to(U)
+            U = U - U.mean(1, keepdim=True) if self.centred else U
+            return U if self.b is None else pad(U, (0, len(self.b) - U.shape[1])) + self.b.to(U)
         if self.origin is None:
             return linear(U, self.W, None if self.b is None else self.b.to(self.W))
         return linear(U - self.origin, self.W, self._at_origin().to(self.W))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether Φ(u) = u."""
+        return self.W is None and self.b is None and not self.centred
+
+    def dimension(self, d: int) -> int:
+        """The dimension of feature space.
+
+        Args:
+            d: entries of a pattern.
+
+        Returns:
+            D.
+        """
+        if self.W is not None:
+            return self.W.shape[0]
+        return d if self.b is None else len(self.b)
 
     def near(self, origin: Tensor) -> "FeatureMap":
         """The same map, computed from a point near the patterns.
@@ -89,10 +110,11 @@ class FeatureMap:
         Returns:
             The same map on `device`.
         """
-        return FeatureMap(*(None if part is None else part.to(device) for part in (self.W, self.b, self.origin)))
+        W, b, origin = (None if part is None else part.to(device) for part in (self.W, self.b, self.origin))
+        return FeatureMap(W, b, origin, self.centred)
 
     def centre(self) -> Tensor | None:
-        """A pattern r with Φ(r) = 0 (as nearly as W can reach), the nearest to the map's origin.
+        """A pattern r with Φ(r) = 0, as nearly as W can reach (a lift stays), the nearest to the map's origin.
 
         Returns:
             r [d], or None where Φ has no offset and r is zero.
@@ -107,7 +129,7 @@ class FeatureMap:
         return r.to(self.W)
 
     def restricted(self, columns: Tensor, centre: Tensor | None) -> "FeatureMap":
-        """The map that sees some entries only: u ↦ Σ_k W_k (u_k − r_k) over the entries k in `columns`.
+        """The map that sees some entries only: u ↦ Σ_k W_k (u_k − r_k) + Φ(r) over the entries k in `columns`.
 
         Args:
             columns: the entries that are seen, int64 [k].
@@ -117,12 +139,13 @@ class FeatureMap:
             A map of patterns with k entries.
         """
         if self.W is None:
-            return self
+            return self if self.b is None else replace(self, b=torch.cat([self.b[columns], self.b[-1:]]))
         W = self.W[:, columns]
         if centre is None:
             return FeatureMap(W)
-        seen = centre[columns]
-        return FeatureMap(W, -(W.double() @ seen.double()), seen)
+        seen, r = centre[columns], centre.double()
+        rest = self._at_origin() + self.W.double() @ (r if self.origin is None else r - self.origin.double())  # Φ(r)
+        return FeatureMap(W, rest - W.double() @ seen.double(), seen)
 
     def _at_origin(self) -> Tensor:
         """Φ of the origin.
@@ -200,7 +223,7 @@ class Features:
     @property
     def dimension(self) -> int:
         """The dimension D of feature space."""
-        return self.patterns.dimension if self.phi.W is None else self.phi.W.shape[0]
+        return self.phi.dimension(self.patterns.dimension)
 
     @property
     def device(self) -> torch.device:

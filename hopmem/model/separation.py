@@ -11,6 +11,18 @@ from torch import Tensor
 from hopmem.model.kernel import Rows, blocks
 
 Progress = Callable[[int, int], None]  # called with (done, total)
+LossProgress = Callable[[int, int, float], None]  # called with (done, total, loss)
+Halt = Callable[[], bool]  # asked between two steps of long work whether to stop there
+State = dict[str, Tensor]  # what interrupted work goes on from: tensors by name, numbers as float64 tensors [] or [n]
+
+
+def never() -> bool:
+    """The answer of who never stops long work.
+
+    Returns:
+        False.
+    """
+    return False
 
 
 class UnitRows(Protocol):
@@ -136,6 +148,34 @@ def nearest_delta(Z: UnitRows, sample: Tensor | None, block: int = 1024, progres
         if progress:
             progress(part.stop, len(sample))
     return torch.cat(parts)
+
+
+def sampled_separation(
+    Z: UnitRows, sample: Tensor, *, t: float, block: int = 1024, progress: Progress | None = None
+) -> Separation:
+    """Estimate the separation of very many memories from some of them against all.
+
+    Args:
+        Z: unit features of M memories.
+        sample: int64 [m], at least two of them.
+        t: inverse width of the average loss.
+        block: rows of a block.
+        progress: told how much of the sample is done.
+
+    Returns:
+        Δ of the sample, its largest cosine (at most that of all), the mean cosine of all pairs (exact: it follows from
+        the sum of all features) and the loss among the sample.
+    """
+    delta = nearest_delta(Z, sample, block, progress)
+    total, squares, M = Z[slice(0, 1)][0].double() * 0, 0.0, len(Z)
+    for rows in blocks(M, 8192):
+        features = Z[rows].double()
+        total += features.sum(0)
+        squares += float(features.square().sum())
+    mean = (float(total.square().sum()) - squares) / (M * (M - 1))
+    among = separation(Z[sample], t=t, block=block)
+    nearest = 1 - delta.min().reshape(1)
+    return Separation(delta, mean, among.loss, torch.empty(1, 2, dtype=torch.int64), nearest)
 
 
 def gram_blocks(Z: UnitRows, size: int, progress: Progress | None) -> Iterator[tuple[slice, slice, Tensor]]:

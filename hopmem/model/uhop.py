@@ -1,94 +1,82 @@
 """Stage I of U-Hop (Algorithm 1): learn the feature map that sets the memories apart.
 
 The average separation loss (Definition 4) is minimised over W by gradient descent on unit features. It starts from
-ridge whitening, W = (C + ρI)^{−1/2} with C the covariance of the memories, which one eigendecomposition gives: where
-M ≤ D + 1 and the memories are independent it is the optimum, the simplex. The descent runs in whitened coordinates,
-W = A W₀, where the problem is round, with a step length found by Armijo's rule on each batch (Vaswani et al., 2019,
-arXiv 1905.09997), so that no rate has to be tuned and no step raises the loss of its batch.
+ridge whitening, which where M ≤ D + 1 and the memories are independent is the optimum, the simplex. The descent runs in
+whitened coordinates, W = A W₀, where the problem is round, with a step length found by Armijo's rule on each batch
+(Vaswani et al., 2019, arXiv 1905.09997), so that no rate has to be tuned and no step raises the loss of its batch.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import FeatureMap, Patterns, blocks, unit
-from hopmem.model.separation import Progress, average_loss
+from hopmem.model.kernel import FeatureMap, Patterns, unit
+from hopmem.model.separation import Halt, LossProgress, State, average_loss, never
+from hopmem.model.whitening import RIDGES, whiten
 
-RIDGES = (0.0, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # ρ, in units of the largest eigenvalue of C
-RANK_CUT = 1e-12  # an eigenvalue below this share of the largest is a zero that was rounded
+STEPS, TEMPERATURE, BATCH = 100, 2.0, 1024  # where the training names none
 SUFFICIENT = 0.1  # Armijo: the share of the promised decrease that a step must bring
 PATIENCE = 3  # looks at the ruler without a better loss, after which the batches differ by more than the descent brings
 BYTES_PER_PAIR = 24  # of a batch: the cosines, and what their gradient keeps
 RULER = 2048  # memories on which candidates are compared
+SEED_STRIDE = 1_000_003  # seeds of successive draws lie one apart, and those of successive seeds this far
 
 
 @dataclass(frozen=True)
 class Training:
-    """How Stage I runs."""
+    """How Stage I runs. None is each objective's own default."""
 
     feature_dim: int | None = None  # D; None: as many as the memories span, at most d
-    steps: int = 100  # at most this many steps of gradient descent
-    temperature: float = 2.0  # t of the average loss, an inverse width
-    learning_rate: float | None = None  # γ of the first step; None: a tenth of the distance to W = 0
-    batch_size: int = 1024  # memories in a step, all of whose pairs count
+    steps: int | None = None  # at most this many steps of gradient descent
+    temperature: float | None = None  # average: t, an inverse width; spherical: the first τ
+    learning_rate: float | None = None  # average: γ of the first step, None: a tenth of the distance to W = 0
+    batch_size: int | None = None  # average: memories in a step, all of whose pairs count; spherical: pairs in a step
     seed: int = 0  # draws the batches
     budget: int = 256 << 20  # bytes for the pairs of a batch
-    time_limit: float | None = None  # seconds from the start after which no step is begun
 
 
 @dataclass(frozen=True)
 class Learned:
     """What Stage I found."""
 
-    phi: FeatureMap  # rows of W of length one
-    curve: list[float]  # the loss of each batch before its step, and of the last, which no step improved, if any
-    steps: int  # steps taken
+    phi: FeatureMap  # average: rows of W of length one
+    curve: list[
+        float
+    ]  # average: the loss of each batch before its step, and of the last, which no step improved, if any
+    steps: int  # steps taken, those before an interruption included
+    finished: bool  # False where `halt` stopped it
+    state: State  # from which an interrupted descent goes on
 
 
-@dataclass(frozen=True)
-class Whitened:
-    """The memories in the coordinates of their own covariance."""
-
-    mean: Tensor  # [d]
-    eigenvalues: Tensor  # [r] of C, largest first, float64
-    directions: Tensor  # [r, d] unit eigenvectors, float32
-
-    def map(self, ridge: float) -> Tensor:
-        """W₀ = (C + ρI)^{−1/2} on the span of the memories.
-
-        Args:
-            ridge: ρ in units of the largest eigenvalue.
-
-        Returns:
-            W₀ [r, d].
-        """
-        scale = (self.eigenvalues + ridge * self.eigenvalues[0]).rsqrt()
-        return scale.to(self.directions)[:, None] * self.directions
-
-
-def learn_average(patterns: Patterns, training: Training, progress: Progress | None = None) -> Learned:
+def learn_average(
+    patterns: Patterns,
+    training: Training,
+    progress: LossProgress | None = None,
+    halt: Halt = never,
+    state: State | None = None,
+) -> Learned:
     """Minimise the average separation loss over the feature map (U-Hop, Algorithm 1, Stage I).
+
+    A step reads one batch and costs what the batch costs, however many memories there are.
 
     Args:
         patterns: M ≥ 2 memories, no two equal.
         training: how the descent runs.
-        progress: told how many steps are done.
+        progress: told how many steps are done, and the loss of the last batch.
+        halt: asked before each step whether to stop there.
+        state: of an interrupted descent with the same patterns and training; it ends as if it had not been interrupted.
 
     Returns:
         The map of lowest loss that was met, and the way there.
     """
-    deadline = math.inf if training.time_limit is None else time.monotonic() + training.time_limit
     whitened = whiten(patterns)
     rank = len(whitened.eigenvalues)
-    D = training.feature_dim or rank
-    generator = torch.Generator().manual_seed(training.seed)
-    draw = torch.randperm(len(patterns), generator=generator)[:RULER].sort().values
-    ruler = patterns[draw] - whitened.mean  # [R, d]
-    t = training.temperature
+    D, t = training.feature_dim or rank, training.temperature or TEMPERATURE
+    ruler = patterns[drawn(len(patterns), RULER, training.seed, 0)] - whitened.mean  # [R, d]
 
     def loss_of(W: Tensor) -> float:
         # In float64: near the optimum, candidates differ by less than float32 can tell.
@@ -96,43 +84,36 @@ def learn_average(patterns: Patterns, training: Training, progress: Progress | N
 
     W0 = min((whitened.map(ridge) for ridge in RIDGES), key=lambda W: loss_of(W[:D]))
     A = torch.eye(D, rank, device=W0.device)
-    size = min(training.batch_size, math.isqrt(training.budget // BYTES_PER_PAIR))
-    batches = _batches(patterns, whitened.mean, W0, max(2, size), generator)
-    best = _Ruler(lambda A: loss_of(A @ W0), A)
-    curve, steps = _descend(A, batches, training, best, deadline, progress)
-    W = even_rows(best.best @ W0)
+    descent = _Descent(A, A, loss_of(W0[:D])) if state is None else _Descent.resumed(state, A.device)
+    size = max(2, min(training.batch_size or BATCH, math.isqrt(training.budget // BYTES_PER_PAIR)))
+
+    def batch(step: int) -> Tensor:
+        rows = drawn(len(patterns), size, training.seed, 1 + step)
+        return (patterns[rows] - whitened.mean) @ W0.T
+
+    finished = descent.run(batch, lambda A: loss_of(A @ W0), training, progress, halt)
+    left = descent.state()
+    descent.look(lambda A: loss_of(A @ W0))
+    W = even_rows(descent.best @ W0)
     phi = FeatureMap(W, -(W.double() @ whitened.mean.double())).near(whitened.mean)
-    return Learned(phi, curve, steps)
+    return Learned(phi, descent.curve, descent.steps, finished, left)
 
 
-def whiten(patterns: Patterns) -> Whitened:
-    """Eigendecompose the covariance of the memories, through the smaller of Ξᵀ Ξ [d, d] and Ξ Ξᵀ [M, M].
+def drawn(count: int, size: int, seed: int, step: int) -> Tensor:
+    """A random choice without repetition, which follows from its seed and step alone and costs what it holds.
 
     Args:
-        patterns: M memories of d entries.
+        count: from 0 to count − 1.
+        size: how many; all where they are not more.
+        seed: of the whole descent.
+        step: of this choice.
 
     Returns:
-        Mean, eigenvalues and directions, as many as the memories span and at least one.
+        Sorted, int64 [min(count, size)].
     """
-    M, d = len(patterns), patterns.dimension
-    mean = patterns.mean()
-    if d < M:
-        C = torch.zeros(d, d, dtype=torch.float64, device=patterns.device)
-        for rows in blocks(M, 4096):
-            centred = patterns[rows].double() - mean
-            C += centred.T @ centred / M
-        eigenvalues, directions = torch.linalg.eigh(C)
-        directions = directions.T
-    else:
-        centred = patterns[slice(0, M)].double() - mean  # [M, d]
-        eigenvalues, U = torch.linalg.eigh(centred @ centred.T / M)
-        directions = unit(U.T @ centred)
-    order = eigenvalues.argsort(descending=True)
-    rank = int((eigenvalues > RANK_CUT * eigenvalues.max()).sum())
-    order = order[: max(1, min(rank, d, M - 1))]
-    return Whitened(
-        mean.float(), eigenvalues[order].clamp_min(torch.finfo(torch.float32).tiny), directions[order].float()
-    )
+    if size >= count:
+        return torch.arange(count)
+    return torch.tensor(sorted(random.Random(seed * SEED_STRIDE + step).sample(range(count), size)))
 
 
 def even_rows(W: Tensor) -> Tensor:
@@ -167,69 +148,84 @@ def even_rows(W: Tensor) -> Tensor:
     return W / math.sqrt(target)
 
 
-def _batches(patterns: Patterns, mean: Tensor, W0: Tensor, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Random batches of memories in whitened coordinates; all memories, always, where they fit one batch.
+@dataclass
+class _Descent:
+    """Gradient descent on A with Armijo steps, and the best A by a sample that does not change, the ruler."""
 
-    Yields:
-        Batches [n, r], without end.
-    """
-    M = len(patterns)
-    if size >= M:
-        everything = (patterns[slice(0, M)] - mean) @ W0.T
-        while True:
-            yield everything
-    while True:
-        draw = torch.randperm(M, generator=generator)[:size].sort().values
-        yield (patterns[draw] - mean) @ W0.T
+    A: Tensor  # [D, r]
+    best: Tensor  # [D, r]
+    best_loss: float  # on the ruler
+    rate: float = math.nan  # of the next step, once it is known
+    steps: int = 0
+    idle: int = 0  # looks at the ruler since the best
+    stuck: bool = False  # no step along the gradient helps: a minimum to float32
+    curve: list[float] = field(default_factory=list)  # the loss before each step
 
+    @classmethod
+    def resumed(cls, state: State, device: torch.device) -> "_Descent":
+        """Go on from a state.
 
-class _Ruler:
-    """The best A by a sample that does not change, and how many looks ago it was found."""
+        Returns:
+            The descent as it was left.
+        """
+        best_loss, rate = float(state["best_loss"]), float(state["rate"])
+        steps, idle, stuck = (int(state[name]) for name in ("steps", "idle", "stuck"))
+        A, best = state["A"].to(device), state["best"].to(device)
+        return cls(A, best, best_loss, rate, steps, idle, bool(stuck), state["curve"].tolist())
 
-    def __init__(self, loss_of: Callable[[Tensor], float], A: Tensor) -> None:
-        self.loss_of = loss_of
-        self.best, self.best_loss, self.idle = A, loss_of(A), 0
+    def state(self) -> State:
+        """What `resumed` goes on from.
 
-    def look(self, A: Tensor) -> None:
+        Returns:
+            Tensors by name.
+        """
+        names = ("best_loss", "rate", "steps", "idle", "stuck")
+        numbers = {name: torch.tensor(float(getattr(self, name)), dtype=torch.float64) for name in names}
+        return {"A": self.A, "best": self.best, "curve": torch.tensor(self.curve, dtype=torch.float64), **numbers}
+
+    def look(self, loss_of: Callable[[Tensor], float]) -> None:
         """Keep A if it is better than the best so far."""
         self.idle += 1
-        if (loss := self.loss_of(A)) < self.best_loss:
-            self.best, self.best_loss, self.idle = A, loss, 0
+        if (loss := loss_of(self.A)) < self.best_loss:
+            self.best, self.best_loss, self.idle = self.A, loss, 0
 
+    def run(
+        self,
+        batch: Callable[[int], Tensor],
+        loss_of: Callable[[Tensor], float],
+        training: Training,
+        progress: LossProgress | None,
+        halt: Halt,
+    ) -> bool:
+        """Take steps until they bring nothing more.
 
-def _descend(
-    A: Tensor,
-    batches: Iterator[Tensor],
-    training: Training,
-    ruler: _Ruler,
-    deadline: float,
-    progress: Progress | None,
-) -> tuple[list[float], int]:
-    """Gradient descent on A with Armijo steps; the ruler keeps the best A.
+        Returns:
+            Whether it ended by itself; False where `halt` stopped it.
+        """
+        total, t = STEPS if training.steps is None else training.steps, training.temperature or TEMPERATURE
+        self.rate = training.learning_rate or math.nan if self.steps == 0 else self.rate
+        look_every = max(1, total // 10)
+        while self.steps < total and self.idle < PATIENCE and not self.stuck:
+            if halt():
+                return False
+            self._step(batch(self.steps), t)
+            if not self.stuck and self.steps % look_every == 0:
+                self.look(loss_of)
+            if not self.stuck and progress:
+                progress(self.steps, total, self.curve[-1])
+        return True
 
-    Returns:
-        The loss before each step, and the steps taken.
-    """
-    t, rate, curve, steps = training.temperature, training.learning_rate, [], 0
-    look_every = max(1, training.steps // 10)
-    while steps < training.steps and ruler.idle < PATIENCE and time.monotonic() < deadline:
-        batch = next(batches)
-        A = A.detach().requires_grad_(True)
+    def _step(self, batch: Tensor, t: float) -> None:
+        """One step on a batch [n, r]."""
+        A = self.A.detach().requires_grad_(True)
         loss = average_loss(unit(batch @ A.T), t)
         (gradient,) = torch.autograd.grad(loss, A)
-        curve.append(float(loss.detach()))
-        A = A.detach()
-        rate = 0.1 * float(A.norm() / gradient.norm().clamp_min(1e-30)) if rate is None else rate
-        A, moved = _armijo(A, gradient, curve[-1], batch, t, rate)
-        if moved == 0:
-            break  # no step along the gradient helps: a minimum to float32
-        rate, steps = 2 * moved, steps + 1
-        if steps % look_every == 0:
-            ruler.look(A)
-        if progress:
-            progress(steps, training.steps)
-    ruler.look(A)
-    return curve, steps
+        self.curve.append(float(loss.detach()))
+        first = 0.1 * float(self.A.norm() / gradient.norm().clamp_min(1e-30))
+        rate = first if math.isnan(self.rate) else self.rate
+        self.A, moved = _armijo(self.A, gradient, self.curve[-1], batch, t, rate)
+        self.stuck = moved == 0
+        self.rate, self.steps = 2 * moved, self.steps + (not self.stuck)
 
 
 def _armijo(A: Tensor, gradient: Tensor, loss: float, batch: Tensor, t: float, rate: float) -> tuple[Tensor, float]:

@@ -1,5 +1,6 @@
-"""Store, optimize, retrieve and inspect: files in, result out."""
+"""Store, optimize, retrieve, inspect and evaluate: files in, result out."""
 
+from hopmem.pipeline.evaluate import check, evaluate
 from hopmem.pipeline.inspect import inspect
 from hopmem.pipeline.optimize import OptimizeResult, optimize
 from hopmem.pipeline.outcome import Machine, Outcome, Picture
@@ -14,6 +15,8 @@ __all__ = [
     "Picture",
     "RetrieveResult",
     "StoreResult",
+    "check",
+    "evaluate",
     "inspect",
     "optimize",
     "retrieve",

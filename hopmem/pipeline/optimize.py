@@ -1,14 +1,22 @@
 """Optimize: bank → feature map → bank."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from hopmem import verbs
+import torch
+from torch import Tensor
+
 from hopmem.atomic import refuse_overwrite
 from hopmem.bank import MemoryBank
 from hopmem.devices import memory_errors, resolve
+from hopmem.errors import InvalidDataError, UsageError
+from hopmem.patterns import Loaded, Reading, load
+from hopmem.pipeline.checkpoint import checkpoint_of, interruptible
 from hopmem.pipeline.outcome import Machine, Outcome
+from hopmem.pipeline.store import fitting
+from hopmem.verbs.denoise import Stopped
+from hopmem.verbs.optimize import Task, learn, until
 
 
 @dataclass(frozen=True)
@@ -20,54 +28,139 @@ class OptimizeResult:
     steps: int
     loss: dict[str, float]  # first (the raw patterns) and last
     separation: dict[str, dict[str, float]]  # raw and learned
-    validation: list[dict[str, Any]]  # of objectives that are chosen by validation
+    validation: list[dict[str, Any]]  # of everything that was tried: noise, method, accuracy and error
     kept: Literal["learned", "raw"]
 
 
 def optimize(
-    bank_path: str, output: str | None, machine: Machine, *, force: bool = False, **options: Any
+    bank_path: str,
+    output: str | None,
+    task: Task,
+    machine: Machine,
+    *,
+    noise_from: str | None = None,
+    clean_from: str | None = None,
+    time_limit: float | None = None,
+    resume: bool = False,
 ) -> Outcome[OptimizeResult]:
     """Learn the feature map of a bank and rewrite the bank with it.
 
     Args:
         bank_path: the bank.
         output: where the bank with the map goes; None replaces the bank.
+        task: what is to be learned.
         machine: what the work runs on.
-        force: whether `output` may be replaced, and a map be kept that is worse than none.
-        **options: of `verbs.optimize`.
+        noise_from: a source of corrupted rows, instead of a noise model.
+        clean_from: the source of the clean rows that belong to them, by name or row by row.
+        time_limit: seconds after which the best so far is taken.
+        resume: go on with an interrupted run.
 
     Returns:
         What was learned.
     """
     if output is not None:
-        refuse_overwrite(Path(output), force=force)
+        refuse_overwrite(Path(output), force=task.force or resume)
     bank = MemoryBank.load(bank_path)
     device = str(resolve(machine.device))
-    with memory_errors():
-        learned = verbs.optimize(
+    with memory_errors(), interruptible() as interrupted:
+        pairs = _pairs(noise_from, clean_from, bank)
+        seed = bank.seed if machine.seed is None else machine.seed
+        checkpoint = checkpoint_of(Path(output or bank_path), bank, task, pairs, seed)
+        checkpoint = checkpoint.resumed(asked_seed=machine.seed) if resume else checkpoint
+        found = learn(
             bank,
-            seed=bank.seed if machine.seed is None else machine.seed,
-            device=device,
-            budget=machine.budget,
-            watch=machine.watch,
-            **options,
+            replace(checkpoint.task, pairs=pairs),
+            checkpoint.seed,
+            device,
+            machine.budget,
+            machine.watch,
+            until(time_limit, interrupted),
+            checkpoint.state,
         )
-    how = learned.learning
-    assert how is not None  # verbs.optimize always says how
-    worse, warnings = how.loss["last"] > how.loss["first"], []
-    if worse:
-        fact = f"loss {how.loss['last']:.4g} against {how.loss['first']:.4g}; a larger --feature-dim may help"
-        warnings = [f"the map separates less well than the raw patterns do: {fact}"]
-    keep = force or not worse or options.get("feature_dim") is not None  # who asks for few dimensions gets them
-    if keep or output is not None:
-        (learned if keep else bank).save(output or bank_path, force=force or output is None)
-    result = OptimizeResult(
-        learned.objective,
-        learned.feature_dimension,
+        found.bank.save(output or bank_path, force=True)
+        checkpoint.left(found.state, finished=found.finished)
+    warnings = [*found.warnings, *_unfinished(found, interrupted())]
+    curve = found.learning.curve
+    return Outcome(_result(found), device, warnings, curve=curve, interrupted=interrupted() and not found.finished)
+
+
+def _result(found: Stopped) -> OptimizeResult:
+    """What a report says of it.
+
+    Returns:
+        The result.
+    """
+    how = found.learning
+    return OptimizeResult(
+        found.objective,
+        how.feature_dimension,
         how.steps,
         how.loss,
         how.separation,
-        validation=[],
-        kept="learned" if keep else "raw",
+        [asdict(row) for row in how.validation],
+        found.kept,
     )
-    return Outcome(result, device, warnings)
+
+
+def _unfinished(found: Stopped, interrupted: bool) -> list[str]:
+    if found.finished:
+        return []
+    why = "interrupted" if interrupted else "the time limit is reached"
+    return [f"{why}: the best map so far is taken; --resume goes on from here"]
+
+
+def _pairs(noisy: str | None, clean: str | None, bank: MemoryBank) -> tuple[Tensor, Tensor] | None:
+    """Read pairs of corrupted and clean rows.
+
+    Returns:
+        Both, row by row, in the units of the patterns; None where none are given.
+
+    Raises:
+        UsageError: one source without the other.
+        InvalidDataError: sources that do not pair.
+    """
+    if noisy is None and clean is None:
+        return None
+    if noisy is None or clean is None:
+        lacking = "--noise-from" if noisy is None else "--clean-from"
+        raise UsageError(f"expected --noise-from and --clean-from together, found no {lacking}")
+    reading = fitting(Reading(partial=True), bank)
+    left, right = load([noisy], reading), load([clean], replace(reading, partial=False))
+    for source, loaded in ((noisy, left), (clean, right)):
+        if loaded.stored.shape[1] != bank.dimension:
+            expected = f"rows of {bank.dimension} entries, shape {list(bank.shape)}, as in the bank"
+            raise InvalidDataError(source, expected, f"shape {list(loaded.shape)}")
+    order = _partners(left, right, noisy, clean)
+    return _rows(left, bank), _rows(right, bank)[order]
+
+
+def _partners(left: Loaded, right: Loaded, noisy: str, clean: str) -> Tensor:
+    """Which clean row belongs to each corrupted one: that of its name where both sides have names, else its number.
+
+    Returns:
+        int64 [n].
+
+    Raises:
+        InvalidDataError: a row without a partner.
+    """
+    if left.names and right.names and len(set(right.names)) == len(right.names):
+        place = {name: row for row, name in enumerate(right.names)}
+        alone = [name for name in left.names if name not in place]
+        if not alone:
+            return torch.tensor([place[name] for name in left.names])
+        if len(alone) < len(left.names):
+            raise InvalidDataError(clean, f"a partner for each of {noisy} by name", f"none for {alone[0]}")
+    if len(left.stored) != len(right.stored):
+        raise InvalidDataError(clean, f"{len(left.stored)} rows as in {noisy}, row by row", len(right.stored))
+    return torch.arange(len(left.stored))
+
+
+def _rows(loaded: Loaded, bank: MemoryBank) -> Tensor:
+    """Rows in the units and the layout of the patterns.
+
+    Returns:
+        float32 [n, d], NaN where an entry is unknown.
+    """
+    turned = loaded.in_layout(bank.layout)
+    rows = turned.stored.float() * turned.scale
+    return rows if turned.known is None else rows.masked_fill(~turned.known, torch.nan)

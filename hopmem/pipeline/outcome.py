@@ -1,5 +1,6 @@
 """What every verb hands to the report: a result, and what has to be said beside it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -44,3 +45,5 @@ class Outcome(Generic[ResultT]):
     warnings: list[str] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    curve: Sequence[float] = ()  # what learning lowered, step by step
+    interrupted: bool = False  # by Ctrl-C, and the best so far was taken

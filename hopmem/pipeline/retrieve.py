@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hopmem import verbs
 from hopmem.atomic import refuse_overwrite
-from hopmem.bank import SMALLEST, MemoryBank
+from hopmem.bank import SMALLEST, VALIDATED, MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
 from hopmem.patterns import Form, Layout, Loaded, Reading, Skipped, kind_of, load, save, targets
@@ -117,7 +117,7 @@ def _warnings(X: Tensor, asked: Loaded, answer: verbs.Answer, bank: MemoryBank) 
     largest = float(X.nan_to_num(0).abs().max())
     if bank.scale != 1 and asked.stored.is_floating_point() and largest > BEYOND_WHITE:
         found.append(f"queries reach {largest:g}, where the bank's images run from 0 to 1: scale them alike")
-    if answer.beta_source not in {GIVEN, SMALLEST}:
+    if answer.beta_source not in {GIVEN, SMALLEST, VALIDATED}:
         found.append(f"β {answer.beta:.6g}: {answer.beta_source}")
     if rejected := answer.match.count(None):
         found.append(f"{rejected} of {len(answer.match)} answers are rejected; what is written for them is no match")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hopmem.atomic import refuse_overwrite
-from hopmem.bank import SAME, MemoryBank
+from hopmem.bank import SAME, VALIDATED, MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
 from hopmem.model.kernel import blocks
@@ -77,7 +77,9 @@ def store(
         loaded = load(sources, reading if old is None else fitting(reading, old), first=0 if old is None else len(old))
         paired = None if values is None else load([values], replace(reading, key=None, id_column=None))
         new = _bank_of(_cast(loaded, dtype), paired, reading)
-        bank = replace(new if old is None else _appended(old, new, sources[0]), tuning=None)
+        bank = new if old is None else _appended(old, new, sources[0])
+        validated = bank.tuning is not None and bank.tuning.source == VALIDATED
+        bank = bank if validated else replace(bank, tuning=None)  # what noise asks for, new patterns do not change
         warnings = [*loaded.notes, *_name_warnings(bank), *_zero_warnings(bank)]
         if not dry_run:
             block = pair_block(max(bank.dimension, bank.feature_dimension), machine.budget)

@@ -59,8 +59,8 @@ class LearningReport:
     """How the map that is in force was learned."""
 
     steps: int  # of gradient descent beyond the warm start
-    temperature: float  # t of the average loss
-    batch_size: int  # patterns in a step
+    temperature: float | None  # t of the average loss
+    batch_size: int | None  # patterns in a step
     seed: int
     loss: dict[str, float]  # first (the raw patterns) and last
 
@@ -117,7 +117,7 @@ def inspect(
         raise UsageError(f"expected closest ≥ 0 and error > 0, found {closest} and {error}")
     where = resolve(device)
     block = pair_block(max(bank.dimension, bank.feature_dimension), budget)
-    is_raw = bank.phi.W is None
+    is_raw = bank.phi.is_identity
     wanted = max(closest, 1)
     raw = separation(bank.raw_memory(where), closest=wanted, block=block, progress=stage(watch, "measuring raw"))
     learned = None

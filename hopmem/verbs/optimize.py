@@ -1,109 +1,223 @@
 """Optimize: learn the feature map of a bank."""
 
 import math
-from dataclasses import replace
-from typing import Literal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 
 from hopmem.bank import Learning, MemoryBank, tune
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import InvalidDataError, UsageError
-from hopmem.model.kernel import Features, Patterns, blocks
-from hopmem.model.separation import Separation, separation
-from hopmem.model.uhop import Training, learn_average
-from hopmem.verbs.work import Watch, pair_block, stage
+from hopmem.model.kernel import FeatureMap, Patterns
+from hopmem.model.separation import Halt, State, never
+from hopmem.model.spherical import learn_spherical
+from hopmem.model.uhop import BATCH, Learned, Training, learn_average
+from hopmem.verbs.denoise import MIXED, Stopped, learn_for_noise
+from hopmem.verbs.mapped import mapped, measured, summary
+from hopmem.verbs.work import Watch, loss_stage
 
-Objective = Literal["average"]
+Objective = Literal["denoise", "average", "spherical"]
+MEASURING_T = 2.0  # t of the average loss, where none was asked for
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is asked of Stage I."""
+
+    objective: Objective = "denoise"
+    noise: tuple[str, ...] = MIXED  # of denoise
+    pairs: tuple[Any, Any] | None = None  # of denoise, instead of noise: corrupted and clean rows
+    feature_dim: int | None = None  # D
+    steps: int | None = None
+    temperature: float | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    restarts: int = 16  # of spherical
+    force: bool = False  # keep what is learned even where the raw map is better
 
 
 def optimize(
     bank: MemoryBank,
     *,
-    objective: Objective = "average",
+    objective: Objective = "denoise",
+    noise: Sequence[str] | str = MIXED,
+    pairs: tuple[Any, Any] | None = None,
     feature_dim: int | None = None,
-    steps: int = 100,
-    temperature: float = 2.0,
+    steps: int | None = None,
+    temperature: float | None = None,
     learning_rate: float | None = None,
-    batch_size: int = 1024,
+    batch_size: int | None = None,
+    restarts: int = 16,
+    force: bool = False,
     seed: int = 0,
     time_limit: float | None = None,
     device: str = "cpu",
     budget: int = DEFAULT_BUDGET,
     watch: Watch | None = None,
 ) -> MemoryBank:
-    """Learn the feature map that sets the patterns of a bank apart (Stage I of U-Hop).
+    """Learn the feature map of a bank (Stage I of U-Hop).
 
     Args:
         bank: with at least two different patterns; a map that it has is replaced.
-        objective: average, the separation loss of Definition 4.
-        feature_dim: D; None takes as many as the patterns span.
-        steps: at most this many steps of gradient descent.
-        temperature: t of the average loss, an inverse width.
+        objective: denoise, for retrieval under `noise`; average, the separation loss of U-Hop's Definition 4; or
+            spherical, the smallest largest cosine of U-Hop+.
+        noise: kinds of noise that queries will suffer, in equal parts, such as gaussian:0.5 or mixed.
+        pairs: instead of noise, real corrupted rows and the clean rows that belong to them, [n, ...] each.
+        feature_dim: D; None takes what validation chooses (denoise), or as many as the patterns span.
+        steps: at most this many steps of gradient descent; None takes what suits the objective.
+        temperature: of average t, an inverse width; of spherical τ at the start.
         learning_rate: of the first step; None finds one.
         batch_size: patterns in a step.
-        seed: draws the batches.
-        time_limit: seconds after which no further step is begun.
+        restarts: of the search for a spherical code.
+        force: keep the learned map even where it is worse than the raw one.
+        seed: of every draw.
+        time_limit: seconds after which the best so far is taken.
         device: where to compute.
         budget: bytes of working memory for a block.
         watch: told what is being done, and how far it is.
 
     Returns:
-        A new bank with the map, its features, the loss curve and the separation before and after.
+        A new bank. Where no learned map beats the raw ones it has the best raw map, unless `force` asks otherwise.
+    """
+    names = (noise,) if isinstance(noise, str) else tuple(noise)
+    task = Task(objective, names, pairs, feature_dim, steps, temperature, learning_rate, batch_size, restarts, force)
+    return learn(bank, task, seed, device, budget, watch, until(time_limit)).bank
+
+
+def until(time_limit: float | None, halt: Halt = never) -> Halt:
+    """Stop when time is up, or when somebody else says so.
+
+    Args:
+        time_limit: seconds from now; None sets no limit.
+        halt: who else is asked.
+
+    Returns:
+        What long work asks between two steps.
+    """
+    deadline = math.inf if time_limit is None else time.monotonic() + time_limit
+    return lambda: time.monotonic() >= deadline or halt()
+
+
+def learn(
+    bank: MemoryBank,
+    task: Task,
+    seed: int = 0,
+    device: str = "cpu",
+    budget: int = DEFAULT_BUDGET,
+    watch: Watch | None = None,
+    halt: Halt = never,
+    state: State | None = None,
+) -> Stopped:
+    """Learn as `optimize` does, and say how it went.
+
+    Args:
+        bank: as of `optimize`.
+        task: what is asked.
+        seed: of every draw.
+        device: where to compute.
+        budget: bytes of working memory for a block.
+        watch: told what is being done, and how far it is.
+        halt: asked between two steps whether to stop with the best so far.
+        state: of an interrupted run, to go on from.
+
+    Returns:
+        The bank, and all that a report needs.
+    """
+    _check(task)
+    where = resolve(device)
+    memory = _distinct(bank, where)
+    if task.objective == "denoise":
+        how = (task.steps, task.learning_rate, task.batch_size)
+        return learn_for_noise(
+            bank,
+            memory,
+            task.noise,
+            task.pairs,
+            how,
+            seed,
+            dimension=task.feature_dim,
+            force=task.force,
+            budget=budget,
+            watch=watch,
+            halt=halt,
+            state=state,
+        )
+    training = Training(
+        task.feature_dim, task.steps, task.temperature, task.learning_rate, task.batch_size, seed, budget
+    )
+    progress = loss_stage(watch, "learning")
+    if task.objective == "average":
+        learned = learn_average(memory, training, progress, halt, state)
+    else:
+        learned = learn_spherical(memory, training, task.restarts, progress, halt, state)
+    return _separated(bank, task, training, learned, where, watch)
+
+
+def _separated(
+    bank: MemoryBank, task: Task, training: Training, learned: Learned, device: torch.device, watch: Watch | None
+) -> Stopped:
+    """Measure what a map for separation has brought, and keep it unless the raw patterns lie further apart.
+
+    Returns:
+        What came of it.
 
     Raises:
-        InvalidDataError: fewer than two different patterns, or a map that float32 can't hold.
-        UsageError: an option out of its range.
+        InvalidDataError: a map that float32 can't hold.
     """
-    _check(objective, feature_dim, steps, temperature, learning_rate, batch_size)
-    where = resolve(device)
-    training = Training(feature_dim, steps, temperature, learning_rate, batch_size, seed, budget, time_limit)
-    learned = learn_average(_distinct(bank, where), training, stage(watch, "learning"))
     W, b = learned.phi.W, learned.phi.b
     if W is None or b is None or not bool(W.isfinite().all() and b.isfinite().all()):
         raise InvalidDataError("patterns", "entries whose covariance float32 can hold", "a map that is not finite")
-    block = pair_block(max(bank.dimension, len(W)), budget)
-    phi = learned.phi.to(torch.device("cpu"))
-    mapped = replace(bank, phi=phi, features=_features(bank, Features(bank.rows(where), learned.phi)), seed=seed)
-    raw = separation(bank.raw_memory(where), t=temperature, block=block, progress=stage(watch, "measuring raw"))
-    after = separation(mapped.memory(where), t=temperature, block=block, progress=stage(watch, "measuring learned"))
-    return replace(
-        mapped,
-        objective=objective,
-        tuning=tune(after.delta, len(bank)),
-        learning=Learning(
-            steps=learned.steps,
-            temperature=temperature,
-            batch_size=batch_size,
-            feature_dimension=len(W),
-            curve=tuple(learned.curve),
-            loss={"first": raw.loss, "last": after.loss},
-            separation={"raw": _summary(raw), "learned": _summary(after)},
-        ),
+    found = replace(mapped(bank, learned.phi, device), objective=task.objective, seed=training.seed)
+    t = task.temperature if task.objective == "average" and task.temperature else MEASURING_T
+    raw = measured(bank.raw_memory(device), t, training.budget, watch, "measuring raw")
+    after = measured(found.memory(device), t, training.budget, watch, "measuring learned")
+    spherical = task.objective == "spherical"
+    first, last = (raw.max_cosine, after.max_cosine) if spherical else (raw.loss, after.loss)
+    learning = Learning(
+        steps=learned.steps,
+        temperature=None if spherical else t,
+        batch_size=training.batch_size if spherical else training.batch_size or BATCH,
+        feature_dimension=len(W),
+        curve=tuple(learned.curve),
+        loss={"first": first, "last": last},
+        separation={"raw": summary(raw), "learned": summary(after)},
+    )
+    found = replace(found, tuning=tune(after.delta, len(bank)), learning=learning)
+    warnings = []
+    if worse := last > first:
+        what = "largest cosine" if spherical else "loss"
+        fact = f"{what} {last:.4g} against {first:.4g}; a larger --feature-dim may help"
+        warnings = [f"the map separates less well than the raw patterns do: {fact}"]
+    keep = task.force or not worse or task.feature_dim is not None  # who asks for few dimensions gets them
+    plain = replace(bank, phi=FeatureMap(), features=None, objective="raw", learning=None)
+    kept = found if keep else replace(plain, tuning=tune(raw.delta, len(bank)))
+    return Stopped(
+        kept, "learned" if keep else "raw", task.objective, learning, learned.finished, learned.state, warnings
     )
 
 
-def _check(
-    objective: str,
-    feature_dim: int | None,
-    steps: int,
-    temperature: float,
-    learning_rate: float | None,
-    batch_size: int,
-) -> None:
+def _check(task: Task) -> None:
     """Options in their ranges.
 
     Raises:
         UsageError: one is not.
     """
-    if objective != "average":
-        raise UsageError(f"objective: expected average, found {objective!r}")
-    for name, value, least in (("feature_dim", feature_dim, 1), ("steps", steps, 0), ("batch_size", batch_size, 2)):
-        if value is not None and value < least:
+    if task.objective not in get_args(Objective):
+        raise UsageError(f"objective: expected denoise, average or spherical, found {task.objective!r}")
+    whole = (("feature_dim", 1), ("steps", 0), ("batch_size", 2), ("restarts", 1))
+    for name, least in whole:
+        if (value := getattr(task, name)) is not None and value < least:
             raise UsageError(f"{name}: expected at least {least}, found {value}")
-    for name, number in (("temperature", temperature), ("learning_rate", learning_rate)):
-        if number is not None and not (number > 0 and math.isfinite(number)):
+    for name in ("temperature", "learning_rate"):
+        if (number := getattr(task, name)) is not None and not (number > 0 and math.isfinite(number)):
             raise UsageError(f"{name}: expected a positive number, found {number}")
+    if task.objective == "denoise" and task.temperature is not None:
+        raise UsageError("temperature: expected with the objective average or spherical, found denoise, which has none")
+    if task.objective != "denoise" and (task.pairs is not None or task.noise != MIXED):
+        raise UsageError(f"noise: expected with the objective denoise, found {task.objective}")
 
 
 def _distinct(bank: MemoryBank, device: torch.device) -> Patterns:
@@ -121,23 +235,3 @@ def _distinct(bank: MemoryBank, device: torch.device) -> Patterns:
     if len(distinct) == len(bank):
         return bank.rows(device)
     return replace(bank.rows(device), stored=bank.patterns[distinct])
-
-
-def _features(bank: MemoryBank, memory: Features) -> torch.Tensor:
-    """Z of all patterns.
-
-    Returns:
-        Unit features [M, D] on the CPU.
-    """
-    Z = torch.empty(len(bank), memory.dimension)
-    for rows in blocks(len(bank), 4096):
-        Z[rows] = memory[rows].cpu()
-    return Z
-
-
-def _summary(measured: Separation) -> dict[str, float]:
-    return {
-        "max_cosine": measured.max_cosine,
-        "min_angle_degrees": measured.min_angle_degrees,
-        "mean_cosine": measured.mean_cosine,
-    }

@@ -1,11 +1,16 @@
 """How large a block of work may be, and who is told how far it is."""
 
-from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
-from hopmem.model.separation import Progress
+from hopmem.model.separation import LossProgress, Progress
 
-Watch = Callable[[str, int, int], None]  # called with (what is being done, done, total)
+
+class Watch(Protocol):
+    """Who watches long work."""
+
+    def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
+        """Hear what is being done, how far it is, and how well it goes."""
 
 
 def stage(watch: Watch | None, label: str) -> Progress | None:
@@ -33,3 +38,14 @@ def pair_block(dimension: int, budget: int) -> int:
     while size > 16 and 4 * (3 * size * dimension + 4 * size * size) > budget:
         size //= 2
     return size
+
+
+def loss_stage(watch: Watch | None, label: str) -> LossProgress | None:
+    """Name a stage of the work that lowers a loss.
+
+    Returns:
+        What its progress and its loss are reported to.
+    """
+    if watch is None:
+        return None
+    return lambda done, total, loss: watch(label, done, total, f"loss {loss:.4g}")

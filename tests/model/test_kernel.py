@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from hopmem.model.fisher import Frame, feature_map, lift_of
 from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks, unit
 from tests import reference
 from tests.model import randn
@@ -173,3 +174,77 @@ def test_restricted_features_are_those_of_a_bank_that_holds_only_these_entries(l
         atol=2e-6,
         rtol=0,
     )
+
+
+def lifted(how: str, X: torch.Tensor) -> FeatureMap:
+    """A Euclidean map: of the entries themselves, or of a learned W."""
+    mean = X.double().mean(0)
+    if how == "identity":
+        return FeatureMap(b=torch.cat([-mean, 10 * (X.double() - mean).norm(dim=1).max()[None]]))
+    frame, T = Frame(mean.float()), randn(X.shape[1], 5, seed=7)
+    return feature_map(frame, T, lift_of(frame(X) @ T))
+
+
+def assert_ranks_as(cosines: torch.Tensor, distances: torch.Tensor) -> None:
+    """The best memory by cosine is within a few per cent of the spread of being the nearest, and mostly is it."""
+    nearest, found = distances.min(1).values, distances.gather(1, cosines.argmax(1, keepdim=True))[:, 0]
+    assert ((found - nearest) <= 0.03 * distances.max()).all()
+    assert (found == nearest).double().mean() > 0.9
+    ranks = [values.argsort(1).argsort(1).double() for values in (-cosines, distances)]
+    assert_close(ranks[0], ranks[1], atol=len(ranks[0][0]) / 5, rtol=0)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("how", ["identity", "learned"])
+def test_cosines_of_lifted_features_rank_memories_as_distances_do(how, offset):
+    X, Q = randn(40, 8) + offset, randn(60, 8, seed=1) + offset
+    phi = lifted(how, X)
+    seen = torch.eye(8, dtype=torch.float64) if phi.W is None else phi.W.double()
+    distances = torch.cdist(Q.double() @ seen.T, X.double() @ seen.T).square()
+    assert phi.dimension(8) == phi(Q).shape[1] == (9 if how == "identity" else 6)
+    assert_ranks_as(unit(phi(Q)).double() @ unit(phi(X)).double().T, distances)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+@pytest.mark.parametrize("how", ["identity", "learned"])
+def test_restricted_lifted_features_rank_as_distances_over_the_entries_seen(how, offset):
+    X, Q, columns = randn(40, 8) + offset, randn(60, 8, seed=1) + offset, torch.tensor([0, 3, 4, 7])
+    phi = lifted(how, X)
+    part = phi.restricted(columns, phi.centre())
+    seen = torch.eye(4, dtype=torch.float64) if phi.W is None else phi.W[:, columns].double()
+    distances = torch.cdist(Q[:, columns].double() @ seen.T, X[:, columns].double() @ seen.T).square()
+    assert_ranks_as(unit(part(Q[:, columns])).double() @ unit(part(X[:, columns])).double().T, distances)
+
+
+def centred_cosine(x: np.ndarray, u: np.ndarray) -> float:
+    x, u = x - x.mean(), u - u.mean()
+    return float(x @ u / (np.linalg.norm(x) * np.linalg.norm(u)))
+
+
+@pytest.mark.parametrize("columns", [list(range(10)), [1, 4, 8], [0, 9]])
+def test_the_centred_identity_compares_entries_with_their_mean_over_those_that_are_seen(columns):
+    phi, X, Q = FeatureMap(centred=True), randn(7, 10) + 3, randn(5, 10, seed=1) - 2
+    part = phi.restricted(torch.tensor(columns), phi.centre())
+    found = unit(part(Q[:, columns])) @ unit(part(X[:, columns])).T
+    rows = [np.asarray(A[:, columns].double()) for A in (Q, X)]
+    expected = [[centred_cosine(x, u) for u in rows[1]] for x in rows[0]]
+    assert_close(found.double(), torch.tensor(expected, dtype=torch.float64), atol=1e-5, rtol=0)
+
+
+def test_only_the_plain_identity_is_the_identity():
+    assert FeatureMap().is_identity
+    others = [
+        FeatureMap(centred=True),
+        FeatureMap(b=randn(4)),
+        FeatureMap(torch.eye(3)),
+        FeatureMap(randn(2, 3), randn(2)),
+    ]
+    assert not any(phi.is_identity for phi in others)
+    assert not FeatureMap().near(randn(3)).to(torch.device("cpu")).centred
+
+
+def test_the_features_of_a_lifted_identity_have_one_dimension_more():
+    Z = Features(Patterns(randn(9, 4)), FeatureMap(b=torch.cat([torch.zeros(4), torch.tensor([2.0])])))
+    assert Z.dimension == 5
+    expected = reference.features(np.column_stack([Z.patterns.stored.numpy(), np.full(9, 2.0)]))
+    assert_close(Z.held(1 << 20)[slice(0, 9)].double(), torch.from_numpy(expected), atol=1e-6, rtol=0)

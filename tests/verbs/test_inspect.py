@@ -17,7 +17,7 @@ QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 def bank_of(M: int, d: int, *, learned: bool) -> MemoryBank:
     bank = MemoryBank.from_patterns(randn(M, d), [f"n{row}" for row in range(M)])
-    return hopmem.optimize(bank, steps=3, feature_dim=d - 1) if learned else bank
+    return hopmem.optimize(bank, objective="average", steps=3, feature_dim=d - 1) if learned else bank
 
 
 def features(bank: MemoryBank) -> np.ndarray:

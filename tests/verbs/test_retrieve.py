@@ -20,7 +20,7 @@ TENSORS = ["patterns", "index", "confidence", "margin", "support", "energy", "st
 
 def bank_of(M: int = 30, d: int = 16, *, learned: bool = False, **options) -> MemoryBank:
     bank = MemoryBank.from_patterns(randn(M, d), [f"n{row}" for row in range(M)], **options)
-    return hopmem.optimize(bank, steps=3) if learned else bank
+    return hopmem.optimize(bank, objective="average", steps=3) if learned else bank
 
 
 def nearest_on_known(X: torch.Tensor, known: torch.Tensor, Xi: torch.Tensor) -> list[int]:

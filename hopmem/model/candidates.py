@@ -1,0 +1,260 @@
+"""The closed-form maps that are tried: every covariance at every ridge, at its best dimension and metric."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from hopmem.model.fisher import (
+    MOST_DIRECTIONS,
+    WIDE,
+    Frame,
+    Recipe,
+    Scatter,
+    discriminants,
+    frame_of,
+    lift_of,
+    whitener,
+)
+from hopmem.model.kernel import blocks, unit
+from hopmem.model.search import FIT, Search, draws
+from hopmem.model.separation import Progress
+from hopmem.model.validation import BETA_QUERIES, Verdict, least_error, verdict
+
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+COVARIANCES = (
+    *((0.0, ridge) for ridge in (1e-4, *RIDGES)),  # (weight of the memories beside the noise, ridge)
+    *((0.03, ridge) for ridge in RIDGES[:3]),
+    *((None, ridge) for ridge in RIDGES),
+)
+DIMENSIONS = (8, 16, 32, 64, 128, 256, 512)  # discriminants that are kept; the whole space is tried besides
+PAIRS_PER_DIMENSION = 4  # corrupted copies from which the noise is measured
+FEWEST_PAIRS = 4096
+SAMPLE_ROWS = 2048  # rows made at a time
+MEMORY_ROWS = 1 << 16  # memories whose covariance is taken
+DIRECTION_ROWS = 4096  # memories whose discriminants are taken
+
+
+View = tuple[int | None, Tensor, Tensor]  # D (None: the whole space), and features of queries and rivals
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A closed-form map in the frame, fitted to the part that is learned from."""
+
+    recipe: Recipe
+    verdict: Verdict
+    beta: float  # of least error
+    error: Tensor  # [b] of some queries at that β
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Noise and memories, measured."""
+
+    frame: Frame
+    fit: Scatter  # of what is learned from
+    held: Scatter  # of what is validated on; nothing where that is the same
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A recipe in a frame."""
+
+    rows: Tensor  # [n, r] memories
+    leading: Tensor  # [r, k] columns: discriminants, at most as many as are ever computed
+    T: Tensor  # [r, D] columns: those that the recipe keeps, or the whole whitened space
+
+
+def measure(search: Search) -> Moments:
+    """Measure noise and memories.
+
+    Args:
+        search: what is learned from, and what is validated on.
+
+    Returns:
+        The frame and the second moments in it.
+    """
+    source, seed = search.source, search.seed
+    generator = torch.Generator(source.memory.device).manual_seed(draws(seed, FIT))
+    sample = _spread(search.fit, min(WIDE // 2, PAIRS_PER_DIMENSION * len(search.fit)))
+    X, _ = source.corrupted(sample, generator)
+    frame = frame_of(source.memory, (X - source.clean(sample)).nan_to_num(0), draws(seed, FIT))
+    wanted = max(FEWEST_PAIRS, PAIRS_PER_DIMENSION * _rank(search, frame))
+    share = len(search.held) / len(source) if search.apart else 0.0
+    fit = _scatter(search, frame, search.fit, round(wanted * (1 - share)), generator)
+    held = _scatter(search, frame, search.held, round(wanted * share), generator)
+    return Moments(frame, fit, held)
+
+
+def try_all(
+    search: Search, moments: Moments, dimension: int | None, progress: Progress | None = None
+) -> Iterator[Candidate]:
+    """Try every covariance at every ridge, centred or not, each at its best dimension and metric.
+
+    Args:
+        search: the queries and their rivals.
+        moments: of which those of what is learned from are used.
+        dimension: D of feature space; None lets the validation choose.
+        progress: told how many have been tried.
+
+    Yields:
+        The best candidate of each.
+    """
+    frame = moments.frame
+    queries, rivals = frame(search.trial.X), frame(search.rivals)
+    rows = _memories(search, frame, search.fit)
+    total = 2 * len(COVARIANCES)
+    for number in range(total):
+        weight, ridge = COVARIANCES[number % len(COVARIANCES)]
+        recipe = Recipe(weight, ridge, centred=number >= len(COVARIANCES))
+        L = whitener(moments.fit, recipe, _bright(frame))
+        T = _directions(search, L, rows, dimension)
+        views = _views(L, T, queries, rivals, dimension)
+        yield _best_view(search, recipe, views, exact=dimension is not None)
+        if progress:
+            progress(number + 1, total)
+
+
+def fitted(search: Search, moments: Moments, recipe: Recipe) -> Fitted:
+    """Fit a recipe to all that is known: what was held out to choose it, too.
+
+    Args:
+        search: the memories.
+        moments: of both parts.
+        recipe: the recipe.
+
+    Returns:
+        Its directions.
+    """
+    frame = moments.frame
+    rows = _memories(search, frame, torch.cat([search.held, search.fit]) if search.apart else search.fit)
+    L = whitener(moments.fit + moments.held, recipe, _bright(frame))
+    leading = _directions(search, L, rows, recipe.dimension)
+    if recipe.dimension is not None:
+        return Fitted(rows, leading, leading)
+    eye = torch.eye(len(L), device=L.device)
+    return Fitted(rows, leading, torch.linalg.solve_triangular(L.T, eye, upper=True))
+
+
+def _rank(search: Search, frame: Frame) -> int:
+    return search.source.memory.dimension if frame.basis is None else frame.basis.shape[1]
+
+
+def _memories(search: Search, frame: Frame, items: Tensor) -> Tensor:
+    """Memories whose discriminants are taken.
+
+    Returns:
+        Rows in the frame [n, r].
+    """
+    sample = torch.unique(search.source.rows(_spread(items, min(DIRECTION_ROWS, len(items)))))
+    return frame(search.source.memory[sample])
+
+
+def _spread(items: Tensor, count: int) -> Tensor:
+    """So many items, evenly spread: a bank may be in order.
+
+    Returns:
+        int64 [count]; each item as often as any other, or once at most.
+    """
+    if count >= len(items):
+        return items[torch.arange(count) % len(items)]
+    return items[torch.linspace(0, len(items) - 1, count, dtype=torch.float64).long()]
+
+
+def _directions(search: Search, L: Tensor, rows: Tensor, dimension: int | None) -> Tensor:
+    generator = torch.Generator(rows.device).manual_seed(draws(search.seed, FIT))
+    return discriminants(L, rows, dimension or MOST_DIRECTIONS, generator)
+
+
+def _scatter(search: Search, frame: Frame, items: Tensor, pairs: int, generator: torch.Generator) -> Scatter:
+    """Second moments of noise and memories over some items.
+
+    Returns:
+        The sums; all zero where no pairs are wanted.
+    """
+    moments = Scatter.empty(_rank(search, frame), search.source.memory.device)
+    chosen = _spread(items, pairs)
+    for part in blocks(pairs, SAMPLE_ROWS):
+        drawn = chosen[part]
+        X, _ = search.source.corrupted(drawn, generator)
+        moments = moments.add_noise(frame(X) - frame(search.source.clean(drawn)))
+    rows = torch.unique(search.source.rows(items))
+    rows = _spread(rows, min(MEMORY_ROWS, len(rows)) if pairs else 0)
+    for part in blocks(len(rows), SAMPLE_ROWS):
+        moments = moments.add_memory(frame(search.source.memory[rows[part]]))
+    return moments
+
+
+def _views(L: Tensor, T: Tensor, queries: Tensor, rivals: Tensor, dimension: int | None) -> Iterator[View]:
+    """Features of queries and rivals at every dimension that is tried.
+
+    Yields:
+        The dimension (None: all of them), and both features.
+    """
+    Q, Z = queries @ T, rivals @ T
+    for D in sorted({min(D, T.shape[1]) for D in (DIMENSIONS if dimension is None else (dimension,))}):
+        yield D, Q[:, :D], Z[:, :D]
+    if dimension is None and T.shape[1] < len(L):
+        yield None, _whitened(L, queries), _whitened(L, rivals)
+
+
+def _whitened(L: Tensor, rows: Tensor) -> Tensor:
+    columns: Tensor = torch.linalg.solve_triangular(L, rows.T, upper=False)
+    return columns.T
+
+
+def _without_one(view: View) -> View:
+    """Leave room for the lift, where the number of features is asked for.
+
+    Returns:
+        The view without its last feature, but with one.
+    """
+    _, Q, Z = view
+    D = max(1, Q.shape[1] - 1)
+    return D, Q[:, :D], Z[:, :D]
+
+
+def _best_view(search: Search, recipe: Recipe, views: Iterator[View], *, exact: bool) -> Candidate:
+    """The best dimension and metric of one covariance.
+
+    Returns:
+        The candidate, with its error on some queries.
+    """
+    best: tuple[Recipe, Verdict, Tensor] | None = None
+    for view, euclidean in itertools.product(views, (False, True)):
+        D, Q, Z = _without_one(view) if euclidean and exact else view
+        S = _feature_scores(Q, Z, euclidean)
+        found = verdict(S, search.place)
+        if best is None or found.rank > best[1].rank:
+            best = replace(recipe, dimension=D, euclidean=euclidean), found, S
+    assert best is not None  # there is always a dimension
+    part = slice(None, None, -(-len(search.place) // BETA_QUERIES))
+    beta, error = least_error(best[2][part], search.place[part], search.rivals, search.energy)
+    return Candidate(best[0], best[1], beta, error)
+
+
+def _feature_scores(Q: Tensor, Z: Tensor, euclidean: bool) -> Tensor:
+    """Cosines of features, lifted for the Euclidean metric.
+
+    Returns:
+        [v, m].
+    """
+    if euclidean:
+        lift = lift_of(Z)
+        Q, Z = pad(Q, (0, 1), value=lift), pad(Z, (0, 1), value=lift)
+    return unit(Q) @ unit(Z).T
+
+
+def _bright(frame: Frame) -> Tensor:
+    """The direction of a vector's own mean, in the frame.
+
+    Returns:
+        [r].
+    """
+    ones = torch.full_like(frame.mean, 1 / math.sqrt(len(frame.mean)))
+    return ones if frame.basis is None else ones @ frame.basis

@@ -1,0 +1,147 @@
+"""The best spherical code: M free points in R^D whose largest cosine is smallest.
+
+Where M memories are independent, a feature map reaches any arrangement of their features, and what is left of
+U-Hop+'s objective (arXiv 2410.23126) is the search for a spherical code. Where theory knows the best one it is
+written down. Elsewhere L_τ, the smooth maximum of the cosines, is minimised from many starts while τ falls, in three
+parts: an anneal of all starts, of which the better half goes on now and then; rounds, in which new starts and changed
+copies of the best are annealed in turn and the best of all stay; and a fine anneal of the last few.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hopmem.model.anneal import Halt, Plan, anneal, best_of, descend, schedule
+from hopmem.model.arrangements import changed, exact, kissing, random
+from hopmem.model.smoothmax import largest_cosine
+from hopmem.model.symmetry import symmetric
+
+Progress = Callable[[int, int, float], None]  # called with (stages done, stages in all, largest cosine so far)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a search is resumed from: the state at the beginning of a stage."""
+
+    points: Tensor  # [R, M, D] float64
+    number: int  # stages done
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a search found."""
+
+    points: Tensor  # [M, D] float64, unit rows: the best arrangement
+    curve: list[float]  # the largest cosine after each stage that was done
+    stages: int  # stages done, those before a resumption included
+    finished: bool  # False where `halt` stopped it
+    stage: Stage  # from which an interrupted search goes on
+
+
+def best_code(
+    count: int,
+    dimension: int,
+    *,
+    restarts: int = 16,
+    seed: int = 0,
+    steps: int | None = None,
+    budget: int = 256 << 20,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    halt: Halt = lambda: False,
+    start: Stage | None = None,
+) -> Code:
+    """Search for the best arrangement of points on the sphere.
+
+    Args:
+        count: M ≥ 1 points.
+        dimension: D ≥ 1.
+        restarts: how widely to search; time grows with it. Where evaluations are expensive, fewer starts are drawn.
+        seed: draws the starts and the changes.
+        steps: at most this many steps of L-BFGS at each τ; None chooses.
+        budget: bytes for the pairs of a block.
+        device: where to compute.
+        progress: told after each stage how many are done, and the largest cosine so far.
+        halt: asked before each step; where it says stop, the stage is given up.
+        start: where an interrupted search with the same arguments goes on; it ends as if it had not been interrupted.
+
+    Returns:
+        The best arrangement that was found.
+
+    >>> round(best_code(4, 3).curve[-1], 6)
+    -0.333333
+    """
+    known = exact(count, dimension)
+    if known is not None:
+        return _written_down(known.to(device), budget, progress)
+    plans = schedule(count, dimension, restarts, steps)
+    stage = start or Stage(_starts(count, dimension, plans[0].keep, torch.Generator().manual_seed(seed % 2**63)), 0)
+    stage = Stage(stage.points.to(device), stage.number)
+    curve: list[float] = []
+    for plan in plans[stage.number :]:
+        Z = _carry_out(plan, stage, seed, budget, halt)
+        if Z is None:
+            break
+        stage = Stage(Z, stage.number + 1)
+        curve.append(float(largest_cosine(Z, budget).min()))
+        if progress:
+            progress(stage.number, len(plans), curve[-1])
+    best = int(largest_cosine(stage.points, budget).argmin())
+    return Code(stage.points[best], curve, stage.number, stage.number == len(plans), stage)
+
+
+def _written_down(Z: Tensor, budget: int, progress: Progress | None) -> Code:
+    """A code that needs no search.
+
+    Returns:
+        The code, after its only stage.
+    """
+    top = float(largest_cosine(Z[None], budget)) if len(Z) > 1 else -1.0
+    if progress:
+        progress(1, 1, top)
+    return Code(Z, [top], 1, finished=True, stage=Stage(Z[None], 1))
+
+
+def _starts(M: int, D: int, R: int, generator: torch.Generator) -> Tensor:
+    """Random and symmetric starts, and, where one is known, a kissing arrangement now and then.
+
+    Returns:
+        Arrangements [R, M, D].
+    """
+    kinds = 3 * [random, symmetric, symmetric] + [random, symmetric, kissing if D <= 8 else symmetric]
+    return torch.stack([kinds[number % len(kinds)](M, D, generator) for number in range(R)])
+
+
+def _carry_out(plan: Plan, stage: Stage, seed: int, budget: int, halt: Halt) -> Tensor | None:
+    """One stage.
+
+    Returns:
+        The arrangements that go on, or None where `halt` said stop.
+    """
+    old, tau = stage.points, plan.path[-1].tau
+    if plan.copies == 0:
+        lower = descend(old, plan.path[0], budget, halt)
+        return None if lower is None else best_of(lower, tau, plan.keep, budget)
+    if len(old) == 1 and not plan.doubtful:
+        return old
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + stage.number) % 2**63)
+    newcomers = _newcomers(old, plan, generator, budget, halt)
+    lower = None if newcomers is None else anneal(newcomers, plan.path, budget, halt)
+    return None if lower is None else best_of(torch.cat([old, lower]), tau, plan.keep, budget)
+
+
+def _newcomers(old: Tensor, plan: Plan, generator: torch.Generator, budget: int, halt: Halt) -> Tensor | None:
+    """New starts, spread over the sphere, and changed copies of some of the best so far.
+
+    Returns:
+        Arrangements [R, M, D], or None where `halt` said stop.
+    """
+    parents = torch.randint(len(old), (plan.copies, 2), generator=generator).amin(1).tolist()  # the better of two
+    copies = torch.stack([changed(old[parent], generator) for parent in parents])
+    if plan.starts == 0 or plan.spread is None:
+        return copies
+    _, M, D = old.shape
+    spread = descend(_starts(M, D, plan.starts, generator).to(old.device), plan.spread, budget, halt)
+    return None if spread is None else torch.cat([spread, copies])

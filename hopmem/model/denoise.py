@@ -1,0 +1,260 @@
+"""Learn a feature map for the noise that queries suffer, by validated retrieval.
+
+Closed-form maps are tried first, and the best of them is refined by gradient. What is tried is fitted to one part of
+the memories and judged on corrupted copies of another; what is chosen is judged again on fresh copies, beside the best
+raw map, and is worth keeping only if it beats that beyond the sampling error.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hopmem.model.candidates import Candidate, Moments, fitted, measure, try_all
+from hopmem.model.fisher import feature_map, lift_of
+from hopmem.model.kernel import FeatureMap, Patterns, blocks
+from hopmem.model.refine import Refinement, Refining, Start, refine
+from hopmem.model.search import Search, begin, judged, surprise
+from hopmem.model.separation import Halt, LossProgress, Progress, never
+from hopmem.model.validation import BETA_QUERIES, Score, Source, Trial, verdict
+
+BEYOND_CHANCE = 2.0  # standard errors, and with few memories more: an error of few values is itself uncertain
+FEW = 4.0  # memories with which it is twice as many
+WORTH = 0.01  # the share of the error by which a map that is right as often has to lower it
+FRESH = ", fresh copies"  # in the names of methods that were judged once more
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One row of the validation table."""
+
+    noise: str
+    method: str
+    accuracy: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A map that may be kept."""
+
+    method: str
+    phi: FeatureMap
+    score: Score  # in the trial that confirms
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """What learning found."""
+
+    learned: Contender
+    raw: Contender  # the best raw map
+    better: bool  # whether `learned` beats `raw` beyond the sampling error
+    table: list[Tried]
+    loss: dict[str, float]  # −log p of the right memory in validation: first (the best raw map) and last (learned)
+    refinement: Refinement | None  # where it stands, if it was begun
+    finished: bool
+
+
+def learn_denoise(
+    source: Source,
+    how: Refining,
+    *,
+    dimension: int | None = None,
+    budget: int = 256 << 20,
+    state: Refinement | None = None,
+    trying: Progress | None = None,
+    refining: LossProgress | None = None,
+    halt: Halt = never,
+) -> Denoised:
+    """Learn the map that retrieves best under given noise.
+
+    Args:
+        source: memories, at least two, and what corrupts them.
+        how: how the refinement runs; its seed is that of all draws.
+        dimension: D, features to keep; None lets validation choose.
+        budget: bytes of working memory for a block.
+        state: a refinement to go on with.
+        trying: told how many candidates have been tried.
+        refining: told the steps and the loss of the refinement.
+        halt: asked between two steps whether to stop with what is best so far.
+
+    Returns:
+        The best learned map, the best raw map, and how all of them did.
+    """
+    search = begin(source, how.seed, budget)
+    trial = search.raw_trial()
+    raws = {name: (phi, judged(search, phi, trial)) for name, phi in raw_maps(source.memory).items()}
+    table = [row for name, (_, score) in raws.items() for row in _rows(source, trial, name, score)]
+    moments, tried, halted = measure(search), [], False
+    for candidate in try_all(search, moments, dimension, trying):
+        tried.append(candidate)
+        table += _candidate_rows(search, candidate)
+        if halted := halt():
+            break
+    best = max(tried, key=lambda candidate: candidate.verdict.rank)
+    raw_name = max(raws, key=lambda name: raws[name][1].rank)
+    raw = raw_name, raws[raw_name][0]
+    if halted:  # what is to be refined is not settled: what was refined before stays as it is
+        contenders, _, _ = _refined(search, moments, best, replace(how, steps=0), None, None, halt)
+        return _chosen(search, contenders, raw, table, state, finished=False)
+    contenders, state, ended = _refined(search, moments, best, how, state, refining, halt)
+    return _chosen(search, contenders, raw, table, state, ended)
+
+
+def raw_maps(memory: Patterns) -> dict[str, FeatureMap]:
+    """The maps that are not learned.
+
+    Args:
+        memory: all memories.
+
+    Returns:
+        The cosine, the cosine of centred vectors, and the Euclidean distance, by name.
+    """
+    mean, largest = memory.mean(), 0.0
+    for rows in blocks(len(memory), 4096):
+        largest = max(largest, float((memory[rows] - mean.float()).square().sum(1).max()))
+    lift = mean.new_tensor([lift_of(torch.tensor([[math.sqrt(largest)]]))])
+    return {
+        "cosine": FeatureMap(),
+        "centred cosine": FeatureMap(centred=True),
+        "euclidean": FeatureMap(b=torch.cat([-mean, lift])),
+    }
+
+
+def _refined(
+    search: Search,
+    moments: Moments,
+    best: Candidate,
+    how: Refining,
+    state: Refinement | None,
+    progress: LossProgress | None,
+    halt: Halt,
+) -> tuple[dict[str, FeatureMap], Refinement, bool]:
+    """Fit the best recipe to all memories, and refine it by gradient.
+
+    Returns:
+        The maps by name, where the refinement stands, and whether it ended by itself.
+    """
+    source, recipe, frame = search.source, best.recipe, moments.frame
+    fit = fitted(search, moments, recipe)
+    lift = lift_of(fit.rows @ fit.T) if recipe.euclidean else 0.0
+    maps = {recipe.name: feature_map(frame, fit.T, lift)}
+    F = fit.rows @ fit.leading  # refinement begins with few features, even where all were best
+    scale = float(F.norm(dim=1).mean()) or 1.0
+    start = Start(frame.back(fit.leading) / scale, frame.mean, lift_of(F) / scale if recipe.euclidean else 0.0)
+    score, D = _scorer(search, start), F.shape[1]
+    if state is None:
+        unrefined = score(torch.eye(D, device=F.device), torch.zeros(D, device=F.device))
+        state = Refinement.start(D, best.beta, unrefined, F.device)
+    ended = len(search.fit) < 2 or refine(start, source, search.fit, state, how, score, progress, halt)
+    if state.improved:
+        maps[f"{recipe.name}, refined"] = start.map(*(each.to(F.device) for each in state.best))
+    return maps, state, ended
+
+
+def _scorer(search: Search, start: Start) -> Callable[[Tensor, Tensor], tuple[float, float]]:
+    """The validation of a refinement.
+
+    Returns:
+        A function of A and the offset: accuracy, then margin, in the trial in which candidates are chosen.
+    """
+    queries, rivals = start.features(search.trial.X), start.features(search.rivals)
+
+    def score(A: Tensor, offset: Tensor) -> tuple[float, float]:
+        S = start.states(queries, A, offset) @ start.states(rivals, A, offset).T
+        return verdict(S, search.place).rank
+
+    return score
+
+
+def _chosen(
+    search: Search,
+    maps: dict[str, FeatureMap],
+    raw: tuple[str, FeatureMap],
+    table: list[Tried],
+    state: Refinement | None,
+    finished: bool,
+) -> Denoised:
+    """Judge on fresh copies what was chosen, and whether it beats the best raw map.
+
+    Returns:
+        All of it.
+    """
+    source, trial = search.source, search.confirmation()
+    scores = {name: judged(search, phi, search.trial) for name, phi in maps.items()}
+    table = [*table, *(row for name, score in scores.items() for row in _rows(source, search.trial, name, score))]
+    method = max(maps, key=lambda name: scores[name].rank)
+    plain, learned = (Contender(name, phi, judged(search, phi, trial)) for name, phi in (raw, (method, maps[method])))
+    fresh = ((each.method + FRESH, each.score) for each in (plain, learned))
+    table += [row for name, score in fresh for row in _rows(source, trial, name, score)]
+    loss = {
+        "first": surprise(search, plain.phi, plain.score.beta),
+        "last": surprise(search, learned.phi, learned.score.beta),
+    }
+    better = beats(learned.score, plain.score, trial.truth)
+    return Denoised(learned, plain, better, table, loss, state, finished)
+
+
+def beats(score: Score, rival: Score, truth: Tensor) -> bool:
+    """Whether one map is right more often than another beyond the sampling error, or as often with less error.
+
+    Args:
+        score: of the one in a trial.
+        rival: of the other in the same trial.
+        truth: the memory of each query [v]; copies of one memory are no independent witnesses.
+
+    Returns:
+        Whether the one is better.
+    """
+    beyond = BEYOND_CHANCE * (1 + FEW / len(torch.unique(truth)))
+    gain, chance = _mean_and_error(score.right - rival.right, truth)
+    if gain > beyond * chance:
+        return True
+    saved, chance = _mean_and_error(rival.error - score.error, truth)
+    worth = WORTH * float(rival.error.mean())
+    return gain >= 0 and saved > max(beyond * chance, worth)
+
+
+def _mean_and_error(values: Tensor, group: Tensor) -> tuple[float, float]:
+    """The mean of values that come in groups, and its standard error.
+
+    Returns:
+        Both.
+    """
+    _, which, count = torch.unique(group, return_inverse=True, return_counts=True)
+    means = torch.zeros(len(count), dtype=values.dtype).index_add_(0, which, values) / count
+    mean = float(means.mean())
+    errors = [float(each.std() / math.sqrt(len(each))) for each in (means, values) if len(each) > 1]
+    return mean, max(errors, default=math.inf)  # a few memories may agree by chance, beyond what their copies say
+
+
+def _rows(source: Source, trial: Trial, method: str, score: Score) -> list[Tried]:
+    """A score for each noise.
+
+    Returns:
+        Rows of the table.
+    """
+    found = []
+    for number, name in enumerate(source.names):
+        part = trial.noise == number
+        if bool(part.any()):
+            found.append(Tried(name, method, float(score.right[part].mean()), float(score.error[part].mean())))
+    return found
+
+
+def _candidate_rows(search: Search, candidate: Candidate) -> list[Tried]:
+    """A candidate for each noise; its error is that of some of the queries.
+
+    Returns:
+        Rows of the table.
+    """
+    found, step = [], -(-len(search.place) // BETA_QUERIES)
+    for number, name in enumerate(search.source.names):
+        part = search.trial.noise == number
+        right, error = candidate.verdict.right[part].double(), candidate.error[part[::step]]
+        if len(right) and len(error):
+            found.append(Tried(name, candidate.recipe.name, float(right.mean()), float(error.mean())))
+    return found

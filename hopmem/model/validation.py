@@ -1,0 +1,242 @@
+"""How well a map retrieves under corruption: corrupted copies of memories, drawn apart from all learning."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hopmem.model.hopfield import Dynamics, Retrieval, complete, retrieve
+from hopmem.model.kernel import FeatureMap, Features, Patterns
+from hopmem.model.noise import Canvas, Noise
+
+BETA_QUERIES = 128  # queries on which β is chosen
+COARSE = range(-4, 6)  # powers of two around the β that the gaps ask for, where it is looked for first
+FINE = range(-2, 4)  # and around what was found
+MANY = 20_000  # memories beyond which one pass over them has to do
+NEGLIGIBLE = 1e-5  # an error below this share of the patterns' own spread is none
+PAIRS = "the pairs given"  # the noise of pairs that the user has
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Queries whose answers are known."""
+
+    X: Tensor  # [v, d] corrupted copies, NaN where an entry is unknown
+    clean: Tensor  # [v, d]
+    truth: Tensor  # [v] int64: the memories that they are copies of
+    noise: Tensor  # [v] int64: which of the source's noises
+
+    def some(self, most: int) -> "Trial":
+        """At most so many of the queries, evenly spread.
+
+        Returns:
+            A part of the trial.
+        """
+        part = slice(None, None, -(-len(self.X) // most))
+        return Trial(self.X[part], self.clean[part], self.truth[part], self.noise[part])
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where pairs of a corrupted and a clean pattern come from: noise models, or pairs that the user has."""
+
+    memory: Patterns  # [M, d], no two equal
+    canvas: Canvas
+    noises: tuple[Noise, ...] = ()
+    noisy: Tensor | None = None  # [n, d] the corrupted halves of given pairs, NaN where unknown
+    row_of: Tensor | None = None  # [n] int64: the memory that is the clean half of each
+
+    def __len__(self) -> int:
+        """Count what corrupted copies can be made of.
+
+        Returns:
+            The memories, or the given pairs.
+        """
+        return len(self.memory) if self.noisy is None else len(self.noisy)
+
+    @property
+    def names(self) -> list[str]:
+        """The noises by name."""
+        return [PAIRS] if self.noisy is not None else [noise.name for noise in self.noises]
+
+    def rows(self, items: Tensor) -> Tensor:
+        """The memories that items are copies of.
+
+        Returns:
+            int64, as `items`.
+        """
+        return items if self.row_of is None else self.row_of[items]
+
+    def clean(self, items: Tensor) -> Tensor:
+        """The memories that items are copies of.
+
+        Returns:
+            Rows [n, d].
+        """
+        return self.memory[self.rows(items)]
+
+    def corrupted(self, items: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Corrupt copies of some items, by all noises in equal parts.
+
+        Args:
+            items: int64 [n].
+            generator: the draws, on the device of the memory.
+
+        Returns:
+            Rows [n, d], NaN where an entry is unknown, and the number of the noise of each [n].
+        """
+        count, device = max(1, len(self.noises)), self.memory.device
+        which = torch.arange(len(items), device=device) % count
+        which = which[torch.randperm(len(items), generator=generator, device=device)]
+        if self.noisy is not None:
+            return self.noisy[items].to(device, torch.float32), which
+        X = self.clean(items)
+        for number, noise in enumerate(self.noises):
+            X[which == number] = noise(X[which == number], self.canvas, generator)
+        return X, which
+
+    def trial(self, items: Tensor, count: int, seed: int) -> Trial:
+        """Corrupted copies to be retrieved, as evenly over the items as can be.
+
+        Args:
+            items: what may be copied, int64.
+            count: how many copies.
+            seed: of the draws.
+
+        Returns:
+            The trial.
+        """
+        generator = torch.Generator(self.memory.device).manual_seed(seed)
+        count = count if self.noisy is None else min(count, len(items))  # a given pair has nothing new to say
+        drawn = items[torch.arange(count) % len(items)]
+        drawn = drawn[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]  # any part is then fair
+        X, which = self.corrupted(drawn, generator)
+        return Trial(X, self.clean(drawn), self.rows(drawn), which.cpu())
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a map does in a trial."""
+
+    beta: float  # of least error
+    right: Tensor  # [v] float64: 1 where the largest weight is on the right memory
+    error: Tensor  # [v] float64: the papers' error, the sum over entries of the squared difference
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Accuracy, then error: larger is better."""
+        return float(self.right.mean()), -float(self.error.mean())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What scores say before any readout."""
+
+    right: Tensor  # [v] bool
+    margin: float  # mean over standard deviation of the gap to the best rival: how far from failing
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Accuracy, then margin: larger is better."""
+        return float(self.right.double().mean()), self.margin
+
+
+def gaps(S: Tensor, truth: Tensor) -> Tensor:
+    """How far the right memory is ahead of the best other.
+
+    Args:
+        S: scores [v, m].
+        truth: the right memory of each row [v].
+
+    Returns:
+        Differences of scores [v], infinite where there is no other.
+    """
+    own = S.gather(1, truth[:, None])[:, 0]
+    return own - S.scatter(1, truth[:, None], -math.inf).amax(1)
+
+
+def verdict(S: Tensor, truth: Tensor) -> Verdict:
+    """Judge scores.
+
+    Args:
+        S: scores [v, m].
+        truth: the right memory of each row [v].
+
+    Returns:
+        Who is right, and by how much.
+    """
+    gap = gaps(S, truth).double()
+    margin = float(gap.mean() / gap.std(correction=0).clamp_min(1e-12)) if S.shape[1] > 1 else math.inf
+    return Verdict(gap > 0, margin)  # a tie is no answer
+
+
+def least_error(S: Tensor, truth: Tensor, memory: Tensor, energy: float) -> tuple[float, Tensor]:
+    """The β of least error for given scores.
+
+    Args:
+        S: scores [v, m].
+        truth: the right memory of each row [v].
+        memory: the memories [m, d].
+        energy: mean squared distance of memories from their mean: what errors are compared with.
+
+    Returns:
+        β, the smallest at which the error is as good as least, and the error of each query there [v].
+    """
+    usual = float(gaps(S, truth).abs().median()) if S.shape[1] > 1 else 1.0
+    middle = math.log(S.shape[1] + 1) / max(usual, 1e-9)  # a usual gap then outweighs all the others together
+    tried = []
+    for power in COARSE:
+        readout = (middle * 2.0**power * S).softmax(1) @ memory
+        tried.append((middle * 2.0**power, (readout - memory[truth]).square().sum(1).double()))
+    return _smallest(tried, energy)
+
+
+def judge(phi: FeatureMap, trial: Trial, memory: Patterns, beta: float, energy: float, budget: int) -> Score:
+    """Retrieve the queries of a trial from all memories, just as `retrieve` does, at the β of least error.
+
+    Args:
+        phi: the map.
+        trial: the queries.
+        memory: all memories.
+        beta: where the search for β begins.
+        energy: mean squared distance of memories from their mean.
+        budget: bytes of working memory.
+
+    Returns:
+        The score.
+    """
+    features, few, tried = Features(memory, phi).held(budget), trial.some(BETA_QUERIES), []
+    for power in FINE if len(memory) <= MANY else (0,):
+        found = _answers(few, features, memory, Dynamics(beta=beta * 2.0**power, budget=budget))
+        tried.append((beta * 2.0**power, _errors(found, few)))
+    best, _ = _smallest(tried, energy)
+    found = _answers(trial, features, memory, Dynamics(beta=best, budget=budget))
+    return Score(best, (found.index[:, 0].cpu() == trial.truth).double(), _errors(found, trial).cpu())
+
+
+def _answers(trial: Trial, features: Features, memory: Patterns, dynamics: Dynamics) -> Retrieval:
+    """What comes back for the queries of a trial.
+
+    Returns:
+        The answers.
+    """
+    unknown = trial.X.isnan()
+    if not bool(unknown.any()):
+        return retrieve(trial.X, features, memory, memory.dimension, dynamics)
+    return complete(trial.X.nan_to_num(0), ~unknown, features, memory, memory.dimension, dynamics)
+
+
+def _errors(found: Retrieval, trial: Trial) -> Tensor:
+    return (found.patterns - trial.clean).square().sum(1).double()
+
+
+def _smallest(tried: list[tuple[float, Tensor]], energy: float) -> tuple[float, Tensor]:
+    """The smallest β whose error is least, or as good as least: a sharper one only feigns to be surer.
+
+    Returns:
+        β and the error of each query.
+    """
+    least = min(float(error.mean()) for _, error in tried)
+    good = (pair for pair in tried if float(pair[1].mean()) <= 1.01 * least + NEGLIGIBLE * energy)
+    return next(good)

@@ -1,0 +1,66 @@
+"""Whitening: the memories in the coordinates of their own covariance C, where they are a ball.
+
+Ridge whitening, W = (C + ρI)^{−1/2}, comes from one eigendecomposition for all ρ. Where M ≤ D + 1 and the memories are
+independent, it makes the simplex of them without a ridge.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hopmem.model.kernel import Patterns, blocks, unit
+
+RIDGES = (0.0, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # ρ, in units of the largest eigenvalue of C
+RANK_CUT = 1e-12  # an eigenvalue below this share of the largest is a zero that was rounded
+
+
+@dataclass(frozen=True)
+class Whitened:
+    """The memories in the coordinates of their own covariance."""
+
+    mean: Tensor  # [d]
+    eigenvalues: Tensor  # [r] of C, largest first, float64
+    directions: Tensor  # [r, d] unit eigenvectors, float32
+
+    def map(self, ridge: float) -> Tensor:
+        """W₀ = (C + ρI)^{−1/2} on the span of the memories.
+
+        Args:
+            ridge: ρ in units of the largest eigenvalue.
+
+        Returns:
+            W₀ [r, d].
+        """
+        scale = (self.eigenvalues + ridge * self.eigenvalues[0]).rsqrt()
+        return scale.to(self.directions)[:, None] * self.directions
+
+
+def whiten(patterns: Patterns) -> Whitened:
+    """Eigendecompose the covariance of the memories, through the smaller of Ξᵀ Ξ [d, d] and Ξ Ξᵀ [M, M].
+
+    Args:
+        patterns: M memories of d entries.
+
+    Returns:
+        Mean, eigenvalues and directions, as many as the memories span and at least one.
+    """
+    M, d = len(patterns), patterns.dimension
+    mean = patterns.mean()
+    if d < M:
+        C = torch.zeros(d, d, dtype=torch.float64, device=patterns.device)
+        for rows in blocks(M, 4096):
+            centred = patterns[rows].double() - mean
+            C += centred.T @ centred / M
+        eigenvalues, directions = torch.linalg.eigh(C)
+        directions = directions.T
+    else:
+        centred = patterns[slice(0, M)].double() - mean  # [M, d]
+        eigenvalues, U = torch.linalg.eigh(centred @ centred.T / M)
+        directions = unit(U.T @ centred)
+    order = eigenvalues.argsort(descending=True)
+    rank = int((eigenvalues > RANK_CUT * eigenvalues.max()).sum())
+    order = order[: max(1, min(rank, d, M - 1))]
+    return Whitened(
+        mean.float(), eigenvalues[order].clamp_min(torch.finfo(torch.float32).tiny), directions[order].float()
+    )

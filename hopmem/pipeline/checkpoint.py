@@ -1,0 +1,137 @@
+"""Long work that can be stopped and gone on with: Ctrl-C, and a file beside the bank that remembers where it stood."""
+
+import hashlib
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hopmem.bank import MemoryBank, file
+from hopmem.errors import MissingInputError, UsageError
+from hopmem.model.kernel import blocks
+from hopmem.model.separation import State
+from hopmem.verbs.optimize import Task
+
+FORMAT = "hopmem.checkpoint/1"
+SUFFIX = ".checkpoint"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run, and where it stands."""
+
+    path: Path
+    task: Task
+    seed: int
+    data: str  # a digest of what is learned from
+    state: State | None = None  # None at the beginning
+
+    def resumed(self, asked_seed: int | None) -> "Checkpoint":
+        """The interrupted run whose checkpoint lies there.
+
+        Options that are left at their defaults are those of that run.
+
+        Args:
+            asked_seed: the seed that was asked for, if any.
+
+        Returns:
+            That run.
+
+        Raises:
+            MissingInputError: no checkpoint.
+            UsageError: other patterns, or another option than that run had.
+        """
+        if not self.path.exists():
+            raise MissingInputError(self.path, "the checkpoint of an interrupted optimize, for --resume")
+        tensors, metadata = file.read(self.path, FORMAT)
+        kept, usual = json.loads(metadata["task"]), _plain(Task())
+        if metadata["data"] != self.data:
+            raise UsageError(f"{self.path}: expected the patterns (and pairs) of the interrupted run, found others")
+        for name, asked in _plain(self.task).items():
+            if asked not in (usual[name], kept[name]):
+                raise UsageError(f"--resume: expected {name} {kept[name]} as in the interrupted run, found {asked}")
+        seed = int(metadata["seed"])
+        if asked_seed not in {None, seed}:
+            raise UsageError(f"--resume: expected seed {seed} as in the interrupted run, found {asked_seed}")
+        task = Task(**kept | {"noise": tuple(kept["noise"]), "force": self.task.force})
+        state = {name: tensor.clone() for name, tensor in tensors.items() if name != "begun"}
+        return replace(self, task=task, seed=seed, state=state or None)
+
+    def left(self, state: State, *, finished: bool) -> None:
+        """Remember where the run stands; nothing is left of a finished one.
+
+        Args:
+            state: where it stands.
+            finished: whether it has come to its end.
+        """
+        if finished:
+            self.path.unlink(missing_ok=True)
+            return
+        metadata = {"task": json.dumps(_plain(self.task)), "seed": str(self.seed), "data": self.data}
+        apart = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}  # no memory in common
+        file.write(self.path, apart | {"begun": torch.ones(1)}, metadata, force=True, form=FORMAT)
+
+
+def checkpoint_of(
+    bank: Path, memory: MemoryBank, task: Task, pairs: tuple[Tensor, Tensor] | None, seed: int
+) -> Checkpoint:
+    """The checkpoint of a run that begins.
+
+    Args:
+        bank: where the bank will be written; the checkpoint lies beside it.
+        memory: the bank.
+        task: what is to be learned.
+        pairs: what it is learned from, beside the patterns.
+        seed: of its draws.
+
+    Returns:
+        The checkpoint, not yet written.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for rows in (memory.patterns, *(pairs or ())):
+        digest.update(str(list(rows.shape)).encode())
+        for part in blocks(len(rows), 4096):
+            digest.update(rows[part].contiguous().view(torch.uint8).numpy().tobytes())
+    return Checkpoint(bank.with_name(bank.name + SUFFIX), task, seed, digest.hexdigest())
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Let the first Ctrl-C ask long work to stop, and only the second break it off.
+
+    Yields:
+        Whether it has been asked to stop.
+    """
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # signals are the main thread's
+        return
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _plain(task: Task) -> dict[str, Any]:
+    """A task as JSON holds it; pairs are known by their digest.
+
+    Returns:
+        Its options by name.
+    """
+    kept = {field.name for field in fields(Task)} - {"pairs", "force"}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in asdict(task).items() if name in kept
+    }

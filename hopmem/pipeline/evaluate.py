@@ -1,0 +1,64 @@
+"""Evaluate: bank → how it fares, and whether that is good enough."""
+
+from typing import Any
+
+from hopmem import verbs
+from hopmem.bank import MemoryBank
+from hopmem.devices import memory_errors, resolve
+from hopmem.errors import QualityGateError, UsageError
+from hopmem.pipeline.outcome import Machine, Outcome
+from hopmem.verbs.trial import BANK
+
+MOST_NAMED = 5  # failures in the one line
+
+
+def evaluate(
+    bank_path: str, machine: Machine, *, fail_under: float | None = None, **options: Any
+) -> Outcome[verbs.Evaluation]:
+    """Measure how a bank and other memories fare with corrupted patterns.
+
+    Args:
+        bank_path: the bank.
+        machine: what the work runs on.
+        fail_under: what `check` will ask for.
+        **options: of `verbs.evaluate`.
+
+    Returns:
+        How they fare.
+
+    Raises:
+        UsageError: the bank is to be checked, but not to be measured.
+    """
+    methods = options.get("methods")
+    if fail_under is not None and methods is not None and BANK not in methods:
+        raise UsageError(f"--fail-under: expected bank among --methods, found {', '.join(methods)}")
+    bank = MemoryBank.load(bank_path)
+    device = str(resolve(machine.device))
+    with memory_errors():
+        result = verbs.evaluate(
+            bank, seed=machine.seed, device=device, budget=machine.budget, watch=machine.watch, **options
+        )
+    paired = "the bank holds pairs; it is evaluated on its patterns, and its values are left out"
+    return Outcome(result, device, [] if bank.values is None else [paired])
+
+
+def check(result: verbs.Evaluation, least: float) -> None:
+    """Hold the bank to an accuracy, under every noise and with every number of patterns.
+
+    Args:
+        result: how it fared.
+        least: the accuracy.
+
+    Raises:
+        QualityGateError: it falls short.
+    """
+    short = [row for row in result.rows if row.method == BANK and row.accuracy < least]
+    if not short:
+        return
+    said = [
+        f"{row.accuracy:.2%} under {row.noise} with {row.size} patterns ({least - row.accuracy:.2%} short)"
+        for row in sorted(short, key=lambda row: row.accuracy)
+    ]
+    rest = [f"and {len(said) - MOST_NAMED} more"] if len(said) > MOST_NAMED else []
+    found = "; ".join([*said[:MOST_NAMED], *rest])
+    raise QualityGateError(f"--fail-under: expected an accuracy of at least {least:.2%}, found {found}")

@@ -1,0 +1,64 @@
+"""What every learned map is put through: its features, and what they have gained in separation."""
+
+from dataclasses import replace
+
+import torch
+
+from hopmem.bank import MEASURED, MemoryBank
+from hopmem.model.kernel import FeatureMap, Features, blocks
+from hopmem.model.separation import Separation, sampled_separation, separation
+from hopmem.verbs.work import Watch, pair_block, stage
+
+
+def mapped(bank: MemoryBank, phi: FeatureMap, device: torch.device) -> MemoryBank:
+    """A bank with another map.
+
+    Args:
+        bank: the bank.
+        phi: the map; where it has a matrix, the features of all patterns are kept with it.
+        device: where to compute them.
+
+    Returns:
+        The bank, with nothing known of the map but itself.
+    """
+    features = None
+    if phi.W is not None:
+        memory = Features(bank.rows(device), phi)
+        features = torch.empty(len(bank), memory.dimension)
+        for rows in blocks(len(bank), 4096):
+            features[rows] = memory[rows].cpu()
+    return replace(bank, phi=phi.to(torch.device("cpu")), features=features, tuning=None, learning=None)
+
+
+def measured(memory: Features, t: float, budget: int, watch: Watch | None, label: str) -> Separation:
+    """The separation of a bank, from all pairs or, beyond `MEASURED` patterns, from as many pairs with a sample.
+
+    Args:
+        memory: unit features.
+        t: inverse width of the average loss.
+        budget: bytes of working memory.
+        watch: told how far it is.
+        label: what to call it.
+
+    Returns:
+        The separation.
+    """
+    block = pair_block(max(memory.patterns.dimension, memory.dimension), budget)
+    if len(memory) <= MEASURED:
+        return separation(memory, t=t, block=block, progress=stage(watch, label))
+    draw = torch.randperm(len(memory), generator=torch.Generator().manual_seed(0))
+    sample = draw[: MEASURED * MEASURED // len(memory) // 2].sort().values
+    return sampled_separation(memory, sample, t=t, block=block, progress=stage(watch, label))
+
+
+def summary(found: Separation) -> dict[str, float]:
+    """What a report says of a separation.
+
+    Returns:
+        Angles and cosines by name.
+    """
+    return {
+        "max_cosine": found.max_cosine,
+        "min_angle_degrees": found.min_angle_degrees,
+        "mean_cosine": found.mean_cosine,
+    }
