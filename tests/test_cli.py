@@ -117,7 +117,7 @@ def calls(tmp_path: Path, array: Path, bank: Path, learned: Path) -> dict[str, l
     """Each command with arguments that work."""
     return {
         "store": ["store", array, "-o", tmp_path / "new.safetensors"],
-        "optimize": ["optimize", bank, "-o", tmp_path / "optimized.safetensors"],
+        "optimize": ["optimize", bank, "--objective", "average", "-o", tmp_path / "optimized.safetensors"],
         "retrieve": ["retrieve", bank, array, "-o", tmp_path / "answers.npy"],
         "inspect": ["inspect", learned],
         "evaluate": ["evaluate", learned, "--samples", 10],

@@ -2,9 +2,6 @@
 
 import json
 import os
-import pty
-import shutil
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.conftest import Array, Hopmem
+from tests.conftest import Array
 
 HOPMEM = f"{sys.executable} -m hopmem"
 FIRST = {name: value for name, value in os.environ.items() if not name.startswith("HOPMEM_")}
@@ -92,36 +89,3 @@ def test_variables_stand_in_for_flags(bank: Path, array: Path):
     here = {"BANK": bank, "ARRAY": array, "HOPMEM_JSON": 1, "HOPMEM_ALPHA": 2, "HOPMEM_BETA": 7, "HOPMEM_STEPS": 3}
     said = json.loads(shell(call, **here).stdout)
     assert (said["alpha"], said["beta"]) == (2, 7)
-
-
-def test_ctrl_c_during_a_long_job_leaves_the_bank_as_it_was(hopmem: Hopmem, tmp_path: Path):
-    np.save(tmp_path / "many.npy", np.random.default_rng(0).standard_normal((1500, 64)).astype(np.float32))
-    bank = tmp_path / "bank.safetensors"
-    hopmem("store", tmp_path / "many.npy", "-o", bank)
-    shutil.copy(bank, tmp_path / "before")
-    ours, theirs = pty.openpty()  # a terminal, so that the progress tells when the learning has begun
-    command = [
-        *HOPMEM.split(),
-        "optimize",
-        str(bank),
-        "--objective",
-        "average",
-        "--steps",
-        "1000000",
-        "--feature-dim",
-        "32",
-    ]
-    process = subprocess.Popen(command, env=ENVIRONMENT | {"TERM": "xterm"}, stdout=subprocess.PIPE, stderr=theirs)
-    os.close(theirs)
-    shown = b""
-    while b"learning" not in shown:
-        shown += os.read(ours, 1 << 16)
-    process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=30)
-    shown += os.read(ours, 1 << 16)
-    os.close(ours)
-    assert (process.returncode, out) == (130, b"")
-    assert shown.rstrip().endswith(b"hopmem: interrupted")
-    assert b"Traceback" not in shown
-    assert bank.read_bytes() == (tmp_path / "before").read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"many.npy", "bank.safetensors", "before"}

@@ -322,12 +322,17 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> MemoryBan
     )
 
 
-def _learning(kept: dict[str, Any]) -> Learning:
+def _learning(kept: Any) -> Learning:
     """A record of learning from JSON.
 
     Returns:
         The record.
+
+    Raises:
+        TypeError: something else.
     """
+    if not isinstance(kept, dict):
+        raise TypeError(f"learning is {type(kept).__name__}")
     rows = tuple(Validated(**row) for row in kept.get("validation", ()))
     lists = {"curve": tuple(kept["curve"]), "noise": tuple(kept.get("noise", ())), "validation": rows}
     return Learning(**kept | lists)

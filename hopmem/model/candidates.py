@@ -31,6 +31,7 @@ COVARIANCES = (
     *((0.03, ridge) for ridge in RIDGES[:3]),
     *((None, ridge) for ridge in RIDGES),
 )
+CENTRED = 6  # of the covariances are also tried with each vector's own mean taken for noise: those that did best
 DIMENSIONS = (8, 16, 32, 64, 128, 256, 512)  # discriminants that are kept; the whole space is tried besides
 PAIRS_PER_DIMENSION = 4  # corrupted copies from which the noise is measured
 FEWEST_PAIRS = 4096
@@ -94,7 +95,7 @@ def measure(search: Search) -> Moments:
 def try_all(
     search: Search, moments: Moments, dimension: int | None, progress: Progress | None = None
 ) -> Iterator[Candidate]:
-    """Try every covariance at every ridge, centred or not, each at its best dimension and metric.
+    """Try every covariance at every ridge, and the best of them centred, each at its best dimension and metric.
 
     Args:
         search: the queries and their rivals.
@@ -108,14 +109,18 @@ def try_all(
     frame = moments.frame
     queries, rivals = frame(search.trial.X), frame(search.rivals)
     rows = _memories(search, frame, search.fit)
-    total = 2 * len(COVARIANCES)
+    recipes = [Recipe(weight, ridge) for weight, ridge in COVARIANCES]
+    total, tried = len(recipes) + CENTRED, list[Candidate]()
     for number in range(total):
-        weight, ridge = COVARIANCES[number % len(COVARIANCES)]
-        recipe = Recipe(weight, ridge, centred=number >= len(COVARIANCES))
+        if number == len(recipes):
+            best = sorted(tried, key=lambda candidate: candidate.verdict.rank, reverse=True)[:CENTRED]
+            recipes += [replace(candidate.recipe, centred=True) for candidate in best]
+        recipe = recipes[number]
         L = whitener(moments.fit, recipe, _bright(frame))
         T = _directions(search, L, rows, dimension)
         views = _views(L, T, queries, rivals, dimension)
-        yield _best_view(search, recipe, views, exact=dimension is not None)
+        tried.append(_best_view(search, recipe, views, exact=dimension is not None))
+        yield tried[-1]
         if progress:
             progress(number + 1, total)
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from hopmem.model.kernel import FeatureMap, Patterns, blocks, unit
-from hopmem.model.pairs import Listed, Pairs, all_of, sample, smooth_maximum, without
-from hopmem.model.separation import Halt, LossProgress, State, gram_blocks, never
+from hopmem.model.pairs import Listed, Pairs, all_of, largest, sample, smooth_maximum, without
+from hopmem.model.separation import Halt, LossProgress, State, never, separation
 from hopmem.model.uhop import SEED_STRIDE, Learned, Training, drawn
 from hopmem.model.whitening import RIDGES, Whitened
 
 STEPS, MOST_STEPS, MANY = 100, 1000, 10_000  # so many memories take STEPS; fewer take more, as steps are cheaper
-TEMPERATURE = 0.03  # the first τ where the training names none
+TEMPERATURE, NEAR = 0.03, 0.2  # the first τ, and at most this share of 1 − cos of the nearest memory, at the median
 COOLED, COLDER = 1 / 3, 1.5  # the last as a share of it after STEPS; after n times as many, smaller by n^−1.5
 RATE = 0.05  # of Adam: how far a step moves a row of A of length one; it falls to FINAL_RATE of it
 FINAL_RATE = 0.02
@@ -56,13 +56,13 @@ def descend(
     Returns:
         The map of smallest largest cosine at a look; the curve is that cosine at each look.
     """
-    W0 = _warm(patterns, whitened, training)
-    ground = _Ground(patterns, whitened, W0, training)
+    ground = _ground(patterns, whitened, training)
     begun = state is not None and "A" in state
     descent = _Descent.resumed(state, ground) if state is not None and begun else _Descent.start(ground)
     finished = descent.run(progress, halt)
     A, offset = descent.best
-    return Learned(near_mean(A @ W0, offset.double(), whitened), descent.curve, descent.step, finished, descent.state())
+    phi = near_mean(A @ ground.W0, offset.double(), whitened)
+    return Learned(phi, descent.curve, descent.step, finished, descent.state())
 
 
 def near_mean(W: Tensor, offset: Tensor | None, whitened: Whitened) -> FeatureMap:
@@ -75,40 +75,14 @@ def near_mean(W: Tensor, offset: Tensor | None, whitened: Whitened) -> FeatureMa
     return FeatureMap(W, b if offset is None else b + offset).near(whitened.mean)
 
 
-def _warm(patterns: Patterns, whitened: Whitened, training: Training) -> Tensor:
-    """Ridge whitening with the ridge of smallest largest cosine, scaled to features of mean length one.
-
-    Returns:
-        W₀ [r, d], of which the descent begins with the first D rows.
-    """
-    rows = drawn(len(patterns), RULER, training.seed, 0)
-    X = patterns[rows] - whitened.mean
-    D = training.feature_dim
-    W0: Tensor = min((whitened.map(ridge) for ridge in RIDGES), key=lambda W: _largest(unit(X @ W[:D].T)))
-    return W0 / (X @ W0.T).norm(dim=1).mean()
-
-
-def _largest(Z: Tensor) -> float:
-    """The largest cosine between two rows.
-
-    Returns:
-        The cosine.
-    """
-    top = -math.inf
-    for first, second, C in gram_blocks(Z, 1024, None):
-        if first == second:
-            C.fill_diagonal_(-9)
-        top = max(top, float(C.max()))
-    return top
-
-
 @dataclass(frozen=True)
 class _Ground:
     """What a descent goes over."""
 
     patterns: Patterns
     whitened: Whitened
-    W0: Tensor  # [r, d]
+    W0: Tensor  # [r, d], of which the descent begins with the first D rows
+    hot: float  # the first τ
     training: Training
 
     @property
@@ -169,6 +143,20 @@ class _Ground:
         return torch.Generator(self.patterns.device).manual_seed((self.training.seed * SEED_STRIDE + step) % 2**63)
 
 
+def _ground(patterns: Patterns, whitened: Whitened, training: Training) -> _Ground:
+    """Ridge whitening with the ridge of smallest largest cosine, scaled to features of mean length one.
+
+    Returns:
+        W₀ and the first τ.
+    """
+    X = patterns[drawn(len(patterns), RULER, training.seed, 0)] - whitened.mean
+    D = training.feature_dim
+    W0 = min((whitened.map(ridge) for ridge in RIDGES), key=lambda W: largest(unit(X @ W[:D].T)))
+    near = float(separation(unit(X @ W0[:D].T), closest=0).delta.median())
+    hot = training.temperature or min(TEMPERATURE, NEAR * max(near, 1e-6))
+    return _Ground(patterns, whitened, W0 / (X @ W0.T).norm(dim=1).mean(), hot, training)
+
+
 @dataclass
 class _Descent:
     """Adam over A and the offset, and the best of them by the largest cosine."""
@@ -227,9 +215,9 @@ class _Descent:
     @property
     def tau(self) -> float:
         """τ of the next step."""
-        first = self.ground.training.temperature or TEMPERATURE
-        share = COOLED * min(1.0, (STEPS / max(1, self.ground.steps)) ** COLDER)
-        return first * math.pow(share, self.step / max(1, self.ground.steps))
+        steps = max(1, self.ground.steps)
+        share = COOLED * math.pow(min(1.0, STEPS / steps), COLDER)
+        return self.ground.hot * math.pow(share, self.step / steps)
 
     def run(self, progress: LossProgress | None, halt: Halt) -> bool:
         """Take steps until the largest cosine no longer falls.
@@ -242,16 +230,20 @@ class _Descent:
             if halt():
                 return False
             if self.step % LOOK_EVERY == 0 or self.step >= self.ground.steps:
-                self._look(listed)
+                if self._look(listed):
+                    break
                 listed = self.ground.listed(self.pairs)
-            if not self.over:
-                self._adam(smooth_maximum(listed, self.tau, *self.tensors[:2])[1:])
-                if progress:
-                    progress(self.step, self.ground.steps, self.curve[-1])
+            self._adam(smooth_maximum(listed, self.tau, *self.tensors[:2])[1:])
+            if progress:
+                progress(self.step, self.ground.steps, self.curve[-1])
         return True
 
-    def _look(self, listed: Listed) -> None:
-        """Look over the pairs: whether the largest cosine fell, and which pairs are to be gone by."""
+    def _look(self, listed: Listed) -> bool:
+        """Look over the pairs: whether the largest cosine fell, and which pairs are to be gone by.
+
+        Returns:
+            Whether the descent is over.
+        """
         ground, M, (A, offset) = self.ground, len(self.ground.patterns), self.tensors[:2]
         n, seed = ground.looked_over, ground.training.seed
         rows = drawn(M, n, seed, 1 + self.step)
@@ -261,14 +253,15 @@ class _Descent:
             more = math.log(M) + math.log(M - 1) - math.log(n) - math.log(n - 1)
             pairs = Pairs(rows.to(pairs.index.device)[pairs.index], pairs.log_share + more)
             pairs = all_of(known, without(pairs, known, M))
-            top = _largest(ground.features(drawn(M, n, seed, 0), A, offset))
+            top = largest(ground.features(drawn(M, n, seed, 0), A, offset))
         self.pairs, fell = pairs, top < self.best_cosine
         self.curve.append(top)
         if fell:
             self.tensors[6:] = [A.clone(), offset.clone()]
             self.best_cosine, self.best_step = top, self.step
         idle = self.step - self.best_step
-        self.over = self.step >= ground.steps or idle >= max(LOOK_EVERY, PATIENCE * ground.steps)
+        self.over = self.step >= ground.steps or idle >= max(3 * LOOK_EVERY, PATIENCE * ground.steps)
+        return self.over
 
     def _adam(self, gradients: tuple[Tensor, Tensor]) -> None:
         """One step, in place."""

@@ -15,7 +15,7 @@ from hopmem.model.separation import Halt, LossProgress, State, never, separation
 from hopmem.model.uhop import Learned, Training
 from hopmem.model.whitening import Whitened, whiten
 
-REFINEMENTS = 3  # of the solution for W: each squares the error that the rounding of W₀ has left
+REFINEMENTS = 3  # of the solution for W: each leaves the share of its error that the rounding of W₀ has of W₀
 REACHED = 1e-4  # a largest cosine this near the code's says that float32 holds the map
 
 

@@ -69,6 +69,6 @@ def test_a_change_moves_one_point_and_leaves_the_original_as_it_was():
     before = Z.clone()
     for seed in range(10):
         following = changed(Z, seeded(seed))
-        kept = int((torch.cdist(following, Z).amin(1) < 1e-9).sum())
+        kept = int((following == Z).all(1).sum())
         assert kept == 59
     assert torch.equal(Z, before)

@@ -1,6 +1,7 @@
 """Stage I: the simplex where it can be reached, a loss that never rises, and rotations that change no kernel."""
 
-import time
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from torch.testing import assert_close
 
 from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
 from hopmem.model.separation import average_loss, separation
-from hopmem.model.uhop import RIDGES, Training, _batches, even_rows, learn_average, whiten
+from hopmem.model.uhop import Training, drawn, even_rows, learn_average
+from hopmem.model.whitening import RIDGES
 from tests.model import randn
 
 SHORT = Training(steps=10)
@@ -136,24 +138,81 @@ def test_a_rate_that_is_far_too_large_or_small_still_lowers_the_loss():
         assert curve[-1] < curve[0]
 
 
-def test_no_step_is_begun_after_the_time_limit():
-    assert learn_average(Patterns(randn(60, 10)), Training(steps=1000, time_limit=-1.0)).steps == 0
-    begun = time.monotonic()
-    learned = learn_average(Patterns(randn(1000, 200)), Training(steps=10**7, time_limit=0.3))
-    assert learned.steps < 10**7
-    assert time.monotonic() - begun < 5
+def halting(after: int) -> Callable[[], bool]:
+    asked = iter(range(after))
+    return lambda: next(asked, None) is None
+
+
+def test_a_descent_that_is_halted_at_once_returns_the_warm_start():
+    patterns = Patterns(randn(60, 10))
+    halted = learn_average(patterns, SHORT, halt=lambda: True)
+    warm = learn_average(patterns, replace(SHORT, steps=0))
+    assert (halted.finished, halted.steps, warm.finished) == (False, 0, True)
+    assert torch.equal(halted.phi.W, warm.phi.W)
+
+
+def test_a_halted_descent_returns_the_best_map_so_far():
+    Xi = randn(60, 10) * torch.logspace(0, 2, 10)
+    halted = learn_average(Patterns(Xi), Training(steps=40), halt=halting(after=7))
+    assert (halted.finished, halted.steps, len(halted.curve)) == (False, 7, 7)
+    assert loss_under(halted.phi, Xi) < halted.curve[0]
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 12, 15])
+@pytest.mark.parametrize("batch_size", [16, 1024])
+def test_an_interrupted_descent_ends_with_the_same_bits(batch_size, stop):
+    patterns, training = Patterns(randn(100, 10)), Training(steps=15, batch_size=batch_size, seed=7)
+    whole = learn_average(patterns, training)
+    part = learn_average(patterns, training, halt=halting(after=stop))
+    rest = learn_average(patterns, training, state=part.state)
+    again = learn_average(patterns, training, state=rest.state)
+    for each in (rest, again):
+        assert torch.equal(each.phi.W, whole.phi.W)
+        assert torch.equal(each.phi.b, whole.phi.b)
+        assert (each.curve, each.steps, each.finished) == (whole.curve, whole.steps, True)
+
+
+def test_a_state_is_tensors_and_its_numbers_are_float64():
+    state = learn_average(Patterns(randn(100, 10)), SHORT).state
+    numbers = [value for value in state.values() if value.ndim < 2]
+    assert numbers
+    assert all(value.dtype == torch.float64 for value in numbers)
+
+
+class Counted(Patterns):
+    """Patterns that count the rows that are read."""
+
+    rows = 0
+
+    def __getitem__(self, rows):
+        read = super().__getitem__(rows)
+        Counted.rows += len(read)
+        return read
+
+
+def rows_read(M: int, steps: int) -> tuple[int, int]:
+    Counted.rows = 0
+    learned = learn_average(Counted(randn(M, 6)), Training(steps=steps, batch_size=32))
+    return Counted.rows, learned.steps
+
+
+@pytest.mark.parametrize("M", [100, 2000])
+def test_a_step_reads_its_batch_however_many_memories_there_are(M):
+    (before, _), (after, steps) = rows_read(M, steps=0), rows_read(M, steps=20)
+    assert steps > 1
+    assert after - before == 32 * steps
 
 
 def test_a_map_is_learned_even_without_time():
     Xi = randn(20, 30)
-    phi = learn_average(Patterns(Xi), Training(time_limit=0.0)).phi
+    phi = learn_average(Patterns(Xi), Training(), halt=lambda: True).phi
     assert separation(unit(phi(Xi))).max_cosine == pytest.approx(-1 / 19, abs=1e-3)
 
 
-def test_progress_counts_the_steps():
+def test_progress_counts_the_steps_and_tells_the_loss():
     told = []
-    learned = learn_average(Patterns(randn(60, 10)), Training(steps=12), lambda done, total: told.append((done, total)))
-    assert told == [(step, 12) for step in range(1, learned.steps + 1)]
+    learned = learn_average(Patterns(randn(60, 10)), Training(steps=12), lambda *news: told.append(news))
+    assert told == [(step, 12, learned.curve[step - 1]) for step in range(1, learned.steps + 1)]
 
 
 @pytest.mark.parametrize("t", [2.0, 20.0])
@@ -198,55 +257,19 @@ def test_even_rows_leaves_its_input_as_it_was():
     assert torch.equal(W, before)
 
 
-@pytest.mark.parametrize(("M", "d"), [(40, 8), (8, 40), (8, 8), (9, 8), (2, 5), (2, 1)])
-def test_whitening_is_the_inverse_of_the_covariance(M, d):
-    Xi = randn(M, d) * torch.linspace(1, 5, d) + 2
-    W = whiten(Patterns(Xi)).map(ridge=0).double()
-    C = np.cov(Xi.double().numpy().T.reshape(d, M), bias=True).reshape(d, d)
-    inverse = torch.from_numpy(np.linalg.pinv(C, rcond=1e-9, hermitian=True))
-    assert_close(W.T @ W, inverse, atol=1e-4 * float(inverse.abs().max()), rtol=0)
-    assert len(W) == min(d, M - 1)
-
-
-def test_both_ways_of_whitening_agree():
-    Xi = randn(20, 12)
-    through_d = whiten(Patterns(Xi))  # [12, 12]
-    through_M = whiten(Patterns(torch.cat([Xi, torch.zeros(20, 30)], 1)))  # [20, 20]
-    assert_close(through_d.eigenvalues, through_M.eigenvalues, atol=1e-10, rtol=1e-8)
-    for ridge in (0.0, 1e-3, 0.1):
-        W, V = through_d.map(ridge), through_M.map(ridge)
-        assert_close(V[:, 12:], torch.zeros(12, 30), atol=1e-6, rtol=0)
-        assert_close(V[:, :12].T @ V[:, :12], W.T @ W, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize(("M", "d"), [(5000, 3), (40, 8), (8, 40)])
-def test_whitening_knows_the_mean_and_the_spread_of_the_memories(M, d):
-    Xi = randn(M, d) + 2
-    whitened = whiten(Patterns(Xi))
-    assert_close(whitened.mean, Xi.mean(0), atol=1e-5, rtol=0)
-    assert float(whitened.eigenvalues.sum()) == pytest.approx(float(Xi.double().var(0, correction=0).sum()), rel=1e-6)
-    assert (whitened.eigenvalues.diff() <= 0).all()
-    assert_close(whitened.directions @ whitened.directions.T, torch.eye(len(whitened.directions)), atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize(("M", "d"), [(4, 2), (2, 4)])
-def test_whitening_keeps_at_least_one_direction(M, d):
-    assert len(whiten(Patterns(torch.ones(M, d))).eigenvalues) >= 1
-
-
-def draw_batches(M: int, size: int, count: int) -> list[list[float]]:
-    everything = torch.arange(M, dtype=torch.float32)[:, None]  # each memory is its own number
-    batches = _batches(Patterns(everything), torch.zeros(1), torch.ones(1, 1), size, torch.Generator().manual_seed(0))
-    return [next(batches)[:, 0].tolist() for _ in range(count)]
-
-
 @pytest.mark.parametrize(("M", "size"), [(10, 3), (100, 60), (100, 99)])
-def test_batches_hold_each_memory_once_and_cover_all_in_time(M, size):
-    batches = draw_batches(M, size, count=100)
-    assert all(len(batch) == len(set(batch)) == size for batch in batches)
-    assert set().union(*batches) == set(range(M))
+def test_draws_hold_each_memory_once_and_cover_all_in_time(M, size):
+    draws = [drawn(M, size, seed=0, step=step).tolist() for step in range(100)]
+    assert all(draw == sorted(set(draw)) and len(draw) == size for draw in draws)
+    assert set().union(*draws) == set(range(M))
 
 
 @pytest.mark.parametrize("size", [10, 11, 1000])
-def test_a_batch_that_could_hold_all_memories_does(size):
-    assert draw_batches(10, size, count=3) == 3 * [[float(mu) for mu in range(10)]]
+def test_a_draw_that_could_hold_all_memories_does(size):
+    assert drawn(10, size, seed=0, step=3).tolist() == list(range(10))
+
+
+def test_a_draw_follows_from_seed_and_step():
+    draws = {(seed, step): tuple(drawn(1000, 5, seed, step).tolist()) for seed in (0, 1) for step in (0, 1)}
+    assert len(set(draws.values())) == 4
+    assert tuple(drawn(1000, 5, 1, 0).tolist()) == draws[1, 0]
