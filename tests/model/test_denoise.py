@@ -306,7 +306,7 @@ def test_wide_patterns_are_learned_without_a_square_of_their_width(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick")
 def test_many_memories_are_learned():
-    of = structured("half", 100_000, 16)
+    of = structured("half", 30_000, 16)
     found = learn_denoise(of, replace(HOW, steps=20))
     assert found.better
     assert found.finished
