@@ -79,7 +79,7 @@ def measure(images: torch.Tensor, count: int, seed: int, samples: int) -> Iterat
         for row in hopmem.evaluate(raw, noise=[noise], methods=BASELINES, samples=samples, seed=seed + 1000).rows:
             yield noise, row.method, row.accuracy, row.error
         for name, bank in (*shared.items(), ("denoise", hopmem.optimize(raw, noise=noise, seed=seed))):
-            (row,) = hopmem.evaluate(bank, noise=[noise], methods=["bank"], samples=samples, seed=seed + 1000).rows
+            (row,) = hopmem.evaluate(bank, noise=[noise], methods=[], samples=samples, seed=seed + 1000).rows
             yield noise, name, row.accuracy, row.error
 
 

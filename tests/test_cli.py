@@ -256,7 +256,6 @@ MISTAKES = [
     ("evaluate {bank} --sizes few", 2, ["--sizes", "whole numbers", "'few'"]),
     ("evaluate {bank} --fail-under 101", 2, ["--fail-under", "100", "'101'"]),
     ("evaluate {bank} --fail-under most", 2, ["--fail-under", "share", "'most'"]),
-    ("evaluate {bank} --methods cosine --fail-under 0.9", 2, ["--fail-under", "bank", "cosine"]),
     ("evaluate {bad}/missing.safetensors", 3, ["missing.safetensors", "expected a bank", "nothing there"]),
     ("store {bad}/missing.npy -o {new}", 3, ["missing.npy", "expected", "nothing there"]),
     ("store {bad}/notes.txt -o {new}", 3, ["notes.txt", "expected", ".npy", "'.txt'"]),

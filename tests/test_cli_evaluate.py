@@ -12,7 +12,7 @@ from hopmem.verbs.trial import METHODS
 from tests.conftest import Array, Ask, Hopmem
 
 FEW = ("--samples", 12)
-BOTH = ("--methods", "bank,nearest", *FEW)
+BOTH = ("--methods", "nearest", *FEW)  # beside the bank
 
 
 def test_the_default_is_mixed_noise_every_method_and_the_whole_bank(ask: Ask, bank: Path):

@@ -312,7 +312,7 @@ def evaluate(
         int, typer.Option(parser=parse_number(int, 1), metavar="INTEGER", help="Queries for each noise and size.")
     ] = 1000,
     methods: Annotated[
-        list[str] | None, typer.Option(help="bank and baselines, with commas; default: all.", metavar="A,B")
+        list[str] | None, typer.Option(help="Baselines beside the bank, with commas; default: all.", metavar="A,B")
     ] = None,
     sizes: Annotated[
         list[str] | None, typer.Option(help="Numbers of patterns, with commas; default: all of them.", metavar="N,N")
@@ -336,7 +336,7 @@ def evaluate(
 
     if plot is not None:
         _can_chart(plot, force)
-    options: dict[str, Any] = {"noise": noise or ["mixed"], "samples": samples, "fail_under": fail_under}
+    options: dict[str, Any] = {"noise": noise or ["mixed"], "samples": samples}
     options |= {"methods": split_names(methods), "sizes": split_counts(sizes)}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
         outcome = pipeline.evaluate(bank, machine, **options)

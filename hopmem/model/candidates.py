@@ -1,13 +1,11 @@
 """The closed-form maps that are tried: every covariance at every ridge, at its best dimension and metric."""
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from hopmem.model.fisher import (
     MOST_DIRECTIONS,
@@ -18,9 +16,9 @@ from hopmem.model.fisher import (
     discriminants,
     frame_of,
     lift_of,
-    whitener,
+    whitening,
 )
-from hopmem.model.kernel import blocks, unit
+from hopmem.model.kernel import blocks
 from hopmem.model.search import FIT, Search, draws
 from hopmem.model.separation import Progress
 from hopmem.model.validation import BETA_QUERIES, Verdict, least_error, verdict
@@ -31,7 +29,6 @@ COVARIANCES = (
     *((0.03, ridge) for ridge in RIDGES[:3]),
     *((None, ridge) for ridge in RIDGES),
 )
-CENTRED = 6  # of the covariances are also tried with each vector's own mean taken for noise: those that did best
 DIMENSIONS = (8, 16, 32, 64, 128, 256, 512)  # discriminants that are kept; the whole space is tried besides
 PAIRS_PER_DIMENSION = 4  # corrupted copies from which the noise is measured
 FEWEST_PAIRS = 4096
@@ -40,7 +37,7 @@ MEMORY_ROWS = 1 << 16  # memories whose covariance is taken
 DIRECTION_ROWS = 4096  # memories whose discriminants are taken
 
 
-View = tuple[int | None, Tensor, Tensor]  # D (None: the whole space), and features of queries and rivals
+View = tuple[int | None, bool, Tensor]  # D (None: the whole space), whether Euclidean, and the scores [v, m]
 
 
 @dataclass(frozen=True)
@@ -95,7 +92,7 @@ def measure(search: Search) -> Moments:
 def try_all(
     search: Search, moments: Moments, dimension: int | None, progress: Progress | None = None
 ) -> Iterator[Candidate]:
-    """Try every covariance at every ridge, and the best of them centred, each at its best dimension and metric.
+    """Try every covariance at every ridge, centred or not, each at its best dimension and metric.
 
     Args:
         search: the queries and their rivals.
@@ -106,23 +103,20 @@ def try_all(
     Yields:
         The best candidate of each.
     """
-    frame = moments.frame
-    queries, rivals = frame(search.trial.X), frame(search.rivals)
-    rows = _memories(search, frame, search.fit)
-    recipes = [Recipe(weight, ridge) for weight, ridge in COVARIANCES]
-    total, tried = len(recipes) + CENTRED, list[Candidate]()
-    for number in range(total):
-        if number == len(recipes):
-            best = sorted(tried, key=lambda candidate: candidate.verdict.rank, reverse=True)[:CENTRED]
-            recipes += [replace(candidate.recipe, centred=True) for candidate in best]
-        recipe = recipes[number]
-        L = whitener(moments.fit, recipe, _bright(frame))
-        T = _directions(search, L, rows, dimension)
-        views = _views(L, T, queries, rivals, dimension)
-        tried.append(_best_view(search, recipe, views, exact=dimension is not None))
-        yield tried[-1]
-        if progress:
-            progress(number + 1, total)
+    frame, bright = moments.frame, _bright(moments.frame)
+    parts = _memories(search, frame, search.fit), frame(search.trial.X), frame(search.rivals)
+    rows, lengths, tried = torch.cat(parts), [len(part) for part in parts], 0
+    for weight, ridge in COVARIANCES:
+        plain = whitening(moments.fit, weight, ridge)
+        whitened = plain(rows)
+        for white in (plain, plain.centred(bright)):
+            memories, queries, rivals = white.drop(whitened).split(lengths)
+            V = _directions(search, memories, dimension)
+            recipe = Recipe(weight, ridge, centred=white.dropped is not None)
+            yield _best_view(search, recipe, _views(V, queries, rivals, dimension))
+            tried += 1
+            if progress:
+                progress(tried, 2 * len(COVARIANCES))
 
 
 def fitted(search: Search, moments: Moments, recipe: Recipe) -> Fitted:
@@ -138,12 +132,12 @@ def fitted(search: Search, moments: Moments, recipe: Recipe) -> Fitted:
     """
     frame = moments.frame
     rows = _memories(search, frame, torch.cat([search.held, search.fit]) if search.apart else search.fit)
-    L = whitener(moments.fit + moments.held, recipe, _bright(frame))
-    leading = _directions(search, L, rows, recipe.dimension)
+    white = whitening(moments.fit + moments.held, recipe.memory_weight, recipe.ridge)
+    white = white.centred(_bright(frame)) if recipe.centred else white
+    leading = white.columns(_directions(search, white(rows), recipe.dimension))
     if recipe.dimension is not None:
         return Fitted(rows, leading, leading)
-    eye = torch.eye(len(L), device=L.device)
-    return Fitted(rows, leading, torch.linalg.solve_triangular(L.T, eye, upper=True))
+    return Fitted(rows, leading, white.columns(torch.eye(len(white.L), device=leading.device)))
 
 
 def _rank(search: Search, frame: Frame) -> int:
@@ -171,9 +165,9 @@ def _spread(items: Tensor, count: int) -> Tensor:
     return items[torch.linspace(0, len(items) - 1, count, dtype=torch.float64).long()]
 
 
-def _directions(search: Search, L: Tensor, rows: Tensor, dimension: int | None) -> Tensor:
-    generator = torch.Generator(rows.device).manual_seed(draws(search.seed, FIT))
-    return discriminants(L, rows, dimension or MOST_DIRECTIONS, generator)
+def _directions(search: Search, memories: Tensor, dimension: int | None) -> Tensor:
+    generator = torch.Generator(memories.device).manual_seed(draws(search.seed, FIT))
+    return discriminants(memories, dimension or MOST_DIRECTIONS, generator)
 
 
 def _scatter(search: Search, frame: Frame, items: Tensor, pairs: int, generator: torch.Generator) -> Scatter:
@@ -195,45 +189,61 @@ def _scatter(search: Search, frame: Frame, items: Tensor, pairs: int, generator:
     return moments
 
 
-def _views(L: Tensor, T: Tensor, queries: Tensor, rivals: Tensor, dimension: int | None) -> Iterator[View]:
-    """Features of queries and rivals at every dimension that is tried.
+def _views(V: Tensor, queries: Tensor, rivals: Tensor, dimension: int | None) -> Iterator[View]:
+    """Score whitened queries against whitened rivals at every dimension and metric that is tried.
 
     Yields:
-        The dimension (None: all of them), and both features.
+        The views; of nested dimensions each adds its products to those of the last.
     """
-    Q, Z = queries @ T, rivals @ T
-    for D in sorted({min(D, T.shape[1]) for D in (DIMENSIONS if dimension is None else (dimension,))}):
-        yield D, Q[:, :D], Z[:, :D]
-    if dimension is None and T.shape[1] < len(L):
-        yield None, _whitened(L, queries), _whitened(L, rivals)
+    Q, Z = queries @ V, rivals @ V
+    G, q, z, start = Q.new_zeros(len(Q), len(Z)), Q.new_zeros(len(Q), 1), Z.new_zeros(len(Z)), 0
+    for D, metrics in _dimensions(Q.shape[1], dimension):
+        own, other = Q[:, start:D], Z[:, start:D]
+        G, q, z, start = G.addmm(own, other.T), q + own.square().sum(1, True), z + other.square().sum(1), D
+        for euclidean in metrics:
+            yield D, euclidean, _scores(G, q, z, euclidean)
+    if dimension is None and V.shape[1] < V.shape[0]:
+        G, q, z = queries @ rivals.T, queries.square().sum(1, True), rivals.square().sum(1)
+        for euclidean in (False, True):
+            yield None, euclidean, _scores(G, q, z, euclidean)
 
 
-def _whitened(L: Tensor, rows: Tensor) -> Tensor:
-    columns: Tensor = torch.linalg.solve_triangular(L, rows.T, upper=False)
-    return columns.T
-
-
-def _without_one(view: View) -> View:
-    """Leave room for the lift, where the number of features is asked for.
+def _dimensions(most: int, dimension: int | None) -> list[tuple[int, tuple[bool, ...]]]:
+    """The dimensions that are tried, and in which metrics: the Euclidean needs one feature for its lift.
 
     Returns:
-        The view without its last feature, but with one.
+        D, rising, each with whether Euclidean.
     """
-    _, Q, Z = view
-    D = max(1, Q.shape[1] - 1)
-    return D, Q[:, :D], Z[:, :D]
+    if dimension is None:
+        return [(D, (False, True)) for D in sorted({min(D, most) for D in DIMENSIONS})]
+    return [(most - 1, (True,)), (most, (False,))] if most > 1 else [(1, (False, True))]
 
 
-def _best_view(search: Search, recipe: Recipe, views: Iterator[View], *, exact: bool) -> Candidate:
+def _scores(G: Tensor, q: Tensor, z: Tensor, euclidean: bool) -> Tensor:
+    """Cosines of features, lifted for the Euclidean metric.
+
+    Args:
+        G: products [v, m].
+        q: squared norms of the features of the queries [v, 1].
+        z: and of the rivals [m].
+        euclidean: whether to lift.
+
+    Returns:
+        [v, m].
+    """
+    lift = lift_of(z) ** 2 if euclidean else 0.0
+    tiny = torch.finfo(G.dtype).tiny
+    return (G + lift) * (q + lift).clamp_min(tiny).rsqrt() * (z + lift).clamp_min(tiny).rsqrt()
+
+
+def _best_view(search: Search, recipe: Recipe, views: Iterator[View]) -> Candidate:
     """The best dimension and metric of one covariance.
 
     Returns:
         The candidate, with its error on some queries.
     """
     best: tuple[Recipe, Verdict, Tensor] | None = None
-    for view, euclidean in itertools.product(views, (False, True)):
-        D, Q, Z = _without_one(view) if euclidean and exact else view
-        S = _feature_scores(Q, Z, euclidean)
+    for D, euclidean, S in views:
         found = verdict(S, search.place)
         if best is None or found.rank > best[1].rank:
             best = replace(recipe, dimension=D, euclidean=euclidean), found, S
@@ -241,18 +251,6 @@ def _best_view(search: Search, recipe: Recipe, views: Iterator[View], *, exact: 
     part = slice(None, None, -(-len(search.place) // BETA_QUERIES))
     beta, error = least_error(best[2][part], search.place[part], search.rivals, search.energy)
     return Candidate(best[0], best[1], beta, error)
-
-
-def _feature_scores(Q: Tensor, Z: Tensor, euclidean: bool) -> Tensor:
-    """Cosines of features, lifted for the Euclidean metric.
-
-    Returns:
-        [v, m].
-    """
-    if euclidean:
-        lift = lift_of(Z)
-        Q, Z = pad(Q, (0, 1), value=lift), pad(Z, (0, 1), value=lift)
-    return unit(Q) @ unit(Z).T
 
 
 def _bright(frame: Frame) -> Tensor:

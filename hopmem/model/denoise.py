@@ -116,7 +116,7 @@ def raw_maps(memory: Patterns) -> dict[str, FeatureMap]:
     mean, largest = memory.mean(), 0.0
     for rows in blocks(len(memory), 4096):
         largest = max(largest, float((memory[rows] - mean.float()).square().sum(1).max()))
-    lift = mean.new_tensor([lift_of(torch.tensor([[math.sqrt(largest)]]))])
+    lift = mean.new_tensor([lift_of(torch.tensor(largest))])
     return {
         "cosine": FeatureMap(),
         "centred cosine": FeatureMap(centred=True),
@@ -140,11 +140,12 @@ def _refined(
     """
     source, recipe, frame = search.source, best.recipe, moments.frame
     fit = fitted(search, moments, recipe)
-    lift = lift_of(fit.rows @ fit.T) if recipe.euclidean else 0.0
+    lift = lift_of((fit.rows @ fit.T).square().sum(1)) if recipe.euclidean else 0.0
     maps = {recipe.name: feature_map(frame, fit.T, lift)}
     F = fit.rows @ fit.leading  # refinement begins with few features, even where all were best
     scale = float(F.norm(dim=1).mean()) or 1.0
-    start = Start(frame.back(fit.leading) / scale, frame.mean, lift_of(F) / scale if recipe.euclidean else 0.0)
+    lift = lift_of(F.square().sum(1)) / scale if recipe.euclidean else 0.0
+    start = Start(frame.back(fit.leading) / scale, frame.mean, lift)
     score, D = _scorer(search, start), F.shape[1]
     if state is None:
         unrefined = score(torch.eye(D, device=F.device), torch.zeros(D, device=F.device))

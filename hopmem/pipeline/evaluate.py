@@ -5,33 +5,24 @@ from typing import Any
 from hopmem import verbs
 from hopmem.bank import MemoryBank
 from hopmem.devices import memory_errors, resolve
-from hopmem.errors import QualityGateError, UsageError
+from hopmem.errors import QualityGateError
 from hopmem.pipeline.outcome import Machine, Outcome
 from hopmem.verbs.trial import BANK
 
 MOST_NAMED = 5  # failures in the one line
 
 
-def evaluate(
-    bank_path: str, machine: Machine, *, fail_under: float | None = None, **options: Any
-) -> Outcome[verbs.Evaluation]:
+def evaluate(bank_path: str, machine: Machine, **options: Any) -> Outcome[verbs.Evaluation]:
     """Measure how a bank and other memories fare with corrupted patterns.
 
     Args:
         bank_path: the bank.
         machine: what the work runs on.
-        fail_under: what `check` will ask for.
         **options: of `verbs.evaluate`.
 
     Returns:
         How they fare.
-
-    Raises:
-        UsageError: the bank is to be checked, but not to be measured.
     """
-    methods = options.get("methods")
-    if fail_under is not None and methods is not None and BANK not in methods:
-        raise UsageError(f"--fail-under: expected bank among --methods, found {', '.join(methods)}")
     bank = MemoryBank.load(bank_path)
     device = str(resolve(machine.device))
     with memory_errors():

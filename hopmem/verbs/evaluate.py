@@ -11,9 +11,9 @@ from torch import Tensor
 from hopmem.bank import MemoryBank
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import UsageError
-from hopmem.model.baselines import squared_error
+from hopmem.model.baselines import BASELINES, squared_error
 from hopmem.model.noise import Noise, canvas_of, parse_noise
-from hopmem.verbs.trial import METHODS, Contender, Trial, contenders, memories, part, stream
+from hopmem.verbs.trial import BANK, METHODS, Contender, Trial, contenders, memories, part, stream
 from hopmem.verbs.work import Watch, stage
 
 ItemT = TypeVar("ItemT")
@@ -74,7 +74,7 @@ def evaluate(
         bank: any bank.
         noise: corruptions such as gaussian:0.5, as `parse_noise` reads them.
         samples: queries for each noise and size.
-        methods: bank and names of `BASELINES`; None takes all.
+        methods: names of `BASELINES`, beside the bank itself; None takes all.
         sizes: numbers of patterns, drawn from the bank, each part of the next; None takes the whole bank.
         seed: of every draw; None takes the bank's.
         device: where to compute.
@@ -85,7 +85,7 @@ def evaluate(
         A row for each noise, size and method, in that order.
     """
     names = _each([noise] if isinstance(noise, str) else noise)
-    methods, sizes = _each(METHODS if methods is None else methods), _each([len(bank)] if sizes is None else sizes)
+    methods, sizes = _each([BANK, *(BASELINES if methods is None else methods)]), _each(sizes or [len(bank)])
     _check(bank, names, methods, sizes, samples)
     noises = [parse_noise(name, images=bank.layout is not None) for name in names]
     where, seed = resolve(device), bank.seed if seed is None else seed
@@ -120,9 +120,8 @@ def _check(bank: MemoryBank, noise: Sequence[str], methods: Sequence[str], sizes
         raise UsageError(f"methods: expected some of {', '.join(METHODS)}, found {unknown[0]!r}")
     if wrong := [size for size in sizes if not 1 <= size <= len(bank)]:
         raise UsageError(f"sizes: expected numbers from 1 to {len(bank)}, the patterns of the bank, found {wrong[0]}")
-    if samples < 1 or not (noise and methods and sizes):
-        counts = f"{samples} samples, {len(noise)} noises, {len(methods)} methods, {len(sizes)} sizes"
-        raise UsageError(f"expected at least one of each, found {counts}")
+    if samples < 1 or not noise:
+        raise UsageError(f"expected at least one of each, found {samples} samples, {len(noise)} noises")
 
 
 class _Told:

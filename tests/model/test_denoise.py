@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hopmem.model import candidates, fisher, search
-from hopmem.model.candidates import CENTRED, COVARIANCES, measure
+from hopmem.model.candidates import COVARIANCES, measure
 from hopmem.model.denoise import FRESH, Denoised, learn_denoise, raw_maps
 from hopmem.model.hopfield import Dynamics, retrieve
 from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
@@ -21,7 +21,7 @@ from hopmem.model.validation import Source
 from tests.model import randn
 
 HOW = Refining(steps=40, learning_rate=1e-2, batch_size=64)
-CANDIDATES = len(COVARIANCES) + CENTRED
+CANDIDATES = 2 * len(COVARIANCES)  # each centred or not
 
 
 @pytest.fixture

@@ -9,7 +9,17 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hopmem.model import fisher
-from hopmem.model.fisher import Frame, Recipe, Scatter, discriminants, feature_map, frame_of, lift_of, whitener
+from hopmem.model.fisher import (
+    Frame,
+    Recipe,
+    Scatter,
+    Whitening,
+    discriminants,
+    feature_map,
+    frame_of,
+    lift_of,
+    whitening,
+)
 from hopmem.model.kernel import Patterns, unit
 from tests.model import randn
 
@@ -34,8 +44,9 @@ def scatter(differences: Tensor, rows: Tensor) -> Scatter:
     return Scatter.empty(differences.shape[1], torch.device("cpu")).add_noise(differences).add_memory(rows)
 
 
-def whole(L: Tensor) -> Tensor:
-    return torch.linalg.inv(L).T
+def columns(white: Whitening, rows: Tensor, most: int) -> Tensor:
+    """The discriminants of memories as directions of the frame."""
+    return white.columns(discriminants(white(rows), most, generator()))
 
 
 def covariance(rows: Tensor) -> Tensor:
@@ -53,8 +64,8 @@ def test_sums_of_parts_are_the_sums_of_all():
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_whitened_noise_is_white(scale):
     N = noise() * scale
-    T = whole(whitener(scatter(N, memories()), Recipe(ridge=1e-8), NO_MEAN))
-    assert_close(covariance(N.double() @ T.double()), torch.eye(d, dtype=torch.float64), atol=1e-3, rtol=0)
+    white = whitening(scatter(N, memories()), 0.0, 1e-8)
+    assert_close(covariance(white(N).double()), torch.eye(d, dtype=torch.float64), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(("weight", "ridge"), [(0.0, 0.1), (0.03, 0.01), (1.0, 1.0), (None, 0.1)])
@@ -62,14 +73,31 @@ def test_what_is_whitened_is_the_recipes_covariance_with_its_ridge(weight, ridge
     N, C = covariance(noise()), covariance(memories())
     K = C if weight is None else N + weight * C
     K = K + ridge * K.trace() / d * torch.eye(d)
-    L = whitener(scatter(noise(), memories()), Recipe(weight, ridge), NO_MEAN).double()
+    L = whitening(scatter(noise(), memories()), weight, ridge).L.double()
     assert_close(L @ L.T, K, rtol=1e-4, atol=1e-4 * float(K.abs().max()))
 
 
-@pytest.mark.parametrize("recipe", [Recipe(), Recipe(None), Recipe(0.03, centred=True)])
-def test_without_noise_and_with_equal_memories_there_is_still_a_map(recipe):
-    L = whitener(scatter(torch.zeros(5, d), torch.zeros(3, d)), recipe, ONES)
-    assert torch.linalg.inv(L).isfinite().all()
+@pytest.mark.parametrize("weight", [0.0, None, 0.03])
+def test_without_noise_and_with_equal_memories_there_is_still_a_map(weight):
+    white = whitening(scatter(torch.zeros(5, d), torch.zeros(3, d)), weight, 1e-2)
+    for each in (white, white.centred(ONES), white.centred(torch.zeros(d))):
+        assert each.columns(torch.eye(d)).isfinite().all()
+
+
+@pytest.mark.parametrize("centred", [False, True])
+def test_columns_of_the_frame_give_the_features_of_whitened_rows(centred):
+    white = whitening(scatter(noise(), memories()), 0.03, 1e-2)
+    white = white.centred(ONES) if centred else white
+    V = randn(d, 4, seed=8)
+    assert_close(memories() @ white.columns(V), white(memories()) @ V, rtol=1e-3, atol=1e-3)
+
+
+def test_centring_is_the_limit_of_a_loud_common_offset():
+    N, C = noise(), memories()
+    loud = N + 30 * randn(len(N), 1, seed=9) * N.std()
+    limit, centred = whitening(scatter(loud, C), 0.0, 0.0), whitening(scatter(N, C), 0.0, 0.0).centred(ONES)
+    kernels = [white(C[:40]) @ white(C[:40]).T for white in (limit, centred)]
+    assert_close(kernels[0], kernels[1], rtol=0.05, atol=0.02 * float(kernels[1].abs().max()))
 
 
 def same_span(A: Tensor, B: Tensor) -> bool:
@@ -89,17 +117,17 @@ def generalised(C: Tensor, N: Tensor) -> Tensor:
 @pytest.mark.parametrize("D", [1, 3, 6])
 def test_discriminants_span_the_leading_generalised_eigenvectors(D, rows):
     N, C = noise(), memories(rows)
-    L = whitener(scatter(N, C), Recipe(ridge=1e-6), NO_MEAN)
+    white = whitening(scatter(N, C), 0.0, 1e-6)
     expected = generalised(covariance(C - C.mean(0)), covariance(N))[:, :D]
-    assert same_span(discriminants(L, C, D, generator()), expected)
+    assert same_span(columns(white, C, D), expected)
 
 
 @pytest.mark.parametrize("rows", [500, 9])
 def test_fewer_discriminants_are_the_first_of_more_and_leave_the_noise_white(rows):
-    L = whitener(scatter(noise(), memories()), Recipe(ridge=1e-8), NO_MEAN)
-    T = discriminants(L, memories(rows), 8, generator())
+    white = whitening(scatter(noise(), memories()), 0.0, 1e-8)
+    T = columns(white, memories(rows), 8)
     for D in (1, 2, 5):
-        assert same_span(discriminants(L, memories(rows), D, generator()), T[:, :D])
+        assert same_span(columns(white, memories(rows), D), T[:, :D])
     assert_close(covariance(noise() @ T), torch.eye(8, dtype=torch.float64), atol=5e-3, rtol=0)
     signal = (memories(rows) @ T).var(0)
     assert (signal.diff() <= 1e-3 * signal[0]).all()  # best first
@@ -107,8 +135,7 @@ def test_fewer_discriminants_are_the_first_of_more_and_leave_the_noise_white(row
 
 @pytest.mark.parametrize(("rows", "most", "expected"), [(2, 5, 2), (500, 5, 5), (500, 99, d), (1, 3, 1)])
 def test_there_are_as_many_discriminants_as_can_be(rows, most, expected):
-    L = whitener(scatter(noise(), memories()), Recipe(), NO_MEAN)
-    T = discriminants(L, memories(rows), most, generator())
+    T = columns(whitening(scatter(noise(), memories()), 0.0, 1e-2), memories(rows), most)
     assert T.shape == (d, expected)
     assert T.isfinite().all()
 
@@ -117,20 +144,18 @@ def test_there_are_as_many_discriminants_as_can_be(rows, most, expected):
 def test_subspace_iteration_finds_what_the_dense_method_finds(monkeypatch, rows):
     r = 80
     strength = torch.cat([torch.full((6,), 20.0), torch.ones(r - 6)])  # six directions that stand out
-    L, C = torch.eye(r), randn(rows, r) * strength
-    expected = discriminants(L, C, 6, generator())
+    C = randn(rows, r) * strength
+    expected = discriminants(C, 6, generator())
     monkeypatch.setattr(fisher, "MOST_DIRECTIONS", 8)
-    assert same_span(discriminants(L, C, 6, generator()), expected)
+    assert same_span(discriminants(C, 6, generator()), expected)
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.03, None])
 def test_a_centred_recipe_does_not_see_a_constant_added_to_a_vector(weight):
     C = memories()
     moments, queries = scatter(noise(), C), C[:50] + randn(50, 1, seed=9) * C.std()
-    bright, plain = (
-        feature_map(Frame(NO_MEAN), discriminants(whitener(moments, recipe, ONES), C, d - 1, generator()))
-        for recipe in (Recipe(weight, centred=True), Recipe(weight))
-    )
+    white = whitening(moments, weight, 1e-2)
+    bright, plain = (feature_map(Frame(NO_MEAN), columns(each, C, d - 1)) for each in (white.centred(ONES), white))
     moved = [(phi(queries) - phi(C[:50])).norm() / phi(C[:50]).norm() for phi in (bright, plain)]
     assert moved[0] < 0.02 < moved[1]
 
@@ -147,7 +172,7 @@ def test_the_map_is_zero_at_the_mean_and_its_rows_have_mean_square_one(lift):
 
 
 def test_a_map_of_nothing_is_still_finite():
-    phi = feature_map(Frame(NO_MEAN), torch.zeros(d, 2), lift_of(torch.zeros(3, 2)))
+    phi = feature_map(Frame(NO_MEAN), torch.zeros(d, 2), lift_of(torch.zeros(3)))
     assert unit(phi(randn(3, d))).isfinite().all()
 
 
@@ -197,8 +222,9 @@ def test_a_span_that_covers_all_gives_the_scores_of_the_dense_frame_and_no_wide_
         moments = Scatter.empty(frame(X).shape[1], torch.device("cpu"))
         moments = moments.add_noise(frame(X[:1] + differences) - frame(X[:1])).add_memory(frame(X))
         bright = ones if frame.basis is None else ones @ frame.basis
-        T = discriminants(whitener(moments, recipe, bright), frame(X), 9, generator())
-        phi = feature_map(frame, T)
+        white = whitening(moments, recipe.memory_weight, recipe.ridge)
+        white = white.centred(bright) if recipe.centred else white
+        phi = feature_map(frame, columns(white, frame(X), 9))
         return unit(phi(X[:1] + differences)) @ unit(phi(X)).T
 
     dense = frame_of(patterns, differences, seed=0)

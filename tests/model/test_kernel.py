@@ -182,7 +182,7 @@ def lifted(how: str, X: torch.Tensor) -> FeatureMap:
     if how == "identity":
         return FeatureMap(b=torch.cat([-mean, 10 * (X.double() - mean).norm(dim=1).max()[None]]))
     frame, T = Frame(mean.float()), randn(X.shape[1], 5, seed=7)
-    return feature_map(frame, T, lift_of(frame(X) @ T))
+    return feature_map(frame, T, lift_of((frame(X) @ T).square().sum(1)))
 
 
 def assert_ranks_as(cosines: torch.Tensor, distances: torch.Tensor) -> None:
