@@ -18,7 +18,7 @@ from rich.text import Text
 
 from hopmem import __version__
 from hopmem.errors import printable
-from hopmem.model.denoise import FRESH
+from hopmem.model.denoise.learning import FRESH
 from hopmem.pipeline import OptimizeResult, Outcome, RetrieveResult, StoreResult
 from hopmem.verbs import Evaluation, Inspection
 from hopmem.verbs.work import Watch

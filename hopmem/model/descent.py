@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from hopmem.model.kernel import FeatureMap, Patterns, blocks, unit
-from hopmem.model.pairs import Listed, Pairs, all_of, largest, sample, smooth_maximum, without
-from hopmem.model.separation import Halt, LossProgress, State, never, separation
+from hopmem.model.pairs import Listed, Pairs, all_of, sample, smooth_maximum, without
+from hopmem.model.separation import Halt, LossProgress, State, largest, never, separation
 from hopmem.model.uhop import SEED_STRIDE, Learned, Training, drawn
 from hopmem.model.whitening import RIDGES, Whitened
 
@@ -49,7 +49,7 @@ def descend(
         patterns: M ≥ 2 memories.
         whitened: their covariance.
         training: how the descent runs; D beyond what the memories span is of no use, and not taken.
-        progress: told the steps done and the largest cosine at the last look.
+        progress: told the steps done, the largest cosine at the last look, and the separation.
         halt: asked before each step whether to stop there.
         state: of an interrupted descent with the same arguments; other names in it are left alone.
 
@@ -235,7 +235,7 @@ class _Descent:
                 listed = self.ground.listed(self.pairs)
             self._adam(smooth_maximum(listed, self.tau, *self.tensors[:2])[1:])
             if progress:
-                progress(self.step, self.ground.steps, self.curve[-1])
+                progress(self.step, self.ground.steps, self.curve[-1], 1 - self.curve[-1])
         return True
 
     def _look(self, listed: Listed) -> bool:

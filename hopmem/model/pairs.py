@@ -53,23 +53,6 @@ def without(pairs: Pairs, known: Pairs, count: int) -> Pairs:
     return Pairs(pairs.index[:, new], pairs.log_share[new])
 
 
-def largest(Z: UnitRows) -> float:
-    """The largest cosine between two rows.
-
-    Args:
-        Z: unit features of at least two memories.
-
-    Returns:
-        The cosine.
-    """
-    top = -math.inf
-    for first, second, C in gram_blocks(Z, BLOCK, None):
-        if first == second:
-            C.fill_diagonal_(-math.inf)
-        top = max(top, float(C.max()))
-    return top
-
-
 def sample(Z: UnitRows, most: int, tau: float, generator: torch.Generator) -> tuple[Pairs, float]:
     """Look at all pairs of some memories once, block by block.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from hopmem.model.kernel import Rows, blocks
 
 Progress = Callable[[int, int], None]  # called with (done, total)
-LossProgress = Callable[[int, int, float], None]  # called with (done, total, loss)
+LossProgress = Callable[[int, int, float, float], None]  # called with (done, total, loss, Δ_min of what was looked at)
 Halt = Callable[[], bool]  # asked between two steps of long work whether to stop there
 State = dict[str, Tensor]  # what interrupted work goes on from: tensors by name, numbers as float64 tensors [] or [n]
 
@@ -78,6 +78,24 @@ def average_loss(Z: Tensor, t: float) -> Tensor:
     exponent = 2 * t * (Z @ Z.T - 1)  # [M, M]; −t ‖z_μ − z_ν‖² on unit rows
     exponent = exponent.masked_fill(torch.eye(M, dtype=torch.bool, device=Z.device), -math.inf)
     return exponent.flatten().logsumexp(0) - math.log(M * (M - 1))
+
+
+def largest(Z: UnitRows, block: int = 1024) -> float:
+    """The largest cosine between two rows.
+
+    Args:
+        Z: unit features of at least two memories.
+        block: rows of a block of the Gram matrix.
+
+    Returns:
+        The cosine.
+    """
+    top = -math.inf
+    for first, second, C in gram_blocks(Z, block, None):
+        if first == second:
+            C.fill_diagonal_(-math.inf)
+        top = max(top, float(C.max()))
+    return top
 
 
 def separation(

@@ -8,7 +8,7 @@ cosines, is minimised over the map itself (`descent`).
 import torch
 from torch import Tensor
 
-from hopmem.model.codes import Stage, best_code
+from hopmem.model.codes.search import Stage, best_code
 from hopmem.model.descent import descend, near_mean
 from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks
 from hopmem.model.separation import Halt, LossProgress, State, never, separation
@@ -36,7 +36,7 @@ def learn_spherical(
         patterns: M ≥ 2 memories, no two equal.
         training: how the descent runs; D beyond what the memories span is of no use, and not taken.
         restarts: how widely a code is searched.
-        progress: told the steps (of a code, the stages) done, of how many, and the largest cosine.
+        progress: told the steps (of a code, the stages) done, of how many, the largest cosine, and the separation.
         halt: asked before each step whether to stop there.
         state: of an interrupted run with the same arguments; it ends as if it had not been interrupted.
 

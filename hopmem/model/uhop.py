@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hopmem.model.kernel import FeatureMap, Patterns, unit
-from hopmem.model.separation import Halt, LossProgress, State, average_loss, never
+from hopmem.model.separation import Halt, LossProgress, State, average_loss, largest, never
 from hopmem.model.whitening import RIDGES, whiten
 
 STEPS, TEMPERATURE, BATCH = 100, 2.0, 1024  # where the training names none
@@ -66,7 +66,7 @@ def learn_average(
     Args:
         patterns: M ≥ 2 memories, no two equal.
         training: how the descent runs.
-        progress: told how many steps are done, and the loss of the last batch.
+        progress: told how many steps are done, the loss of the last batch, and the separation of a batch now and then.
         halt: asked before each step whether to stop there.
         state: of an interrupted descent with the same patterns and training; it ends as if it had not been interrupted.
 
@@ -204,7 +204,7 @@ class _Descent:
         """
         total, t = STEPS if training.steps is None else training.steps, training.temperature or TEMPERATURE
         self.rate = training.learning_rate or math.nan if self.steps == 0 else self.rate
-        look_every = max(1, total // 10)
+        look_every, delta = max(1, total // 10), math.nan
         while self.steps < total and self.idle < PATIENCE and not self.stuck:
             if halt():
                 return False
@@ -212,7 +212,9 @@ class _Descent:
             if not self.stuck and self.steps % look_every == 0:
                 self.look(loss_of)
             if not self.stuck and progress:
-                progress(self.steps, total, self.curve[-1])
+                if self.steps % look_every == 0 or math.isnan(delta):
+                    delta = 1 - largest(unit(batch(self.steps) @ self.A.T))
+                progress(self.steps, total, self.curve[-1], delta)
         return True
 
     def _step(self, batch: Tensor, t: float) -> None:

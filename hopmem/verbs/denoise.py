@@ -10,12 +10,12 @@ from torch import Tensor
 
 from hopmem.bank import VALIDATED, Learning, MemoryBank, Tuning, Validated, as_rows
 from hopmem.errors import InvalidDataError, UsageError
-from hopmem.model.denoise import Contender, Denoised, learn_denoise
+from hopmem.model.denoise.learning import Contender, Denoised, learn_denoise
+from hopmem.model.denoise.refine import Refinement, Refining
+from hopmem.model.denoise.validation import Source
 from hopmem.model.kernel import Features, Patterns
 from hopmem.model.noise import canvas_of, parse_noise
-from hopmem.model.refine import Refinement, Refining
 from hopmem.model.separation import Halt, State
-from hopmem.model.validation import Source
 from hopmem.verbs.mapped import mapped, measured, summary
 from hopmem.verbs.work import Watch, loss_stage, stage
 

@@ -44,8 +44,8 @@ def loss_stage(watch: Watch | None, label: str) -> LossProgress | None:
     """Name a stage of the work that lowers a loss.
 
     Returns:
-        What its progress and its loss are reported to.
+        What its progress, its loss and the separation are reported to.
     """
     if watch is None:
         return None
-    return lambda done, total, loss: watch(label, done, total, f"loss {loss:.4g}")
+    return lambda done, total, loss, delta: watch(label, done, total, f"loss {loss:.4g}, separation {delta:.3g}")

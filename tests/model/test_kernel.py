@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hopmem.model.fisher import Frame, feature_map, lift_of
+from hopmem.model.denoise.fisher import Frame, feature_map, lift_of
 from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks, unit
 from tests import reference
 from tests.model import randn

@@ -261,11 +261,11 @@ def test_numbers_of_a_state_are_float64():
         assert all(value.dtype == torch.float64 for value in state.values() if value.ndim == 0)
 
 
-def test_progress_tells_steps_and_the_largest_cosine():
+def test_progress_tells_steps_the_largest_cosine_and_the_separation():
     told = []
     learned = learn_spherical(Patterns(randn(60, 10)), SHORT, progress=lambda *news: told.append(news))
-    assert [done for done, _, _ in told] == list(range(1, learned.steps + 1))
-    assert told[-1][1:] == (40, learned.curve[-2])
+    assert [done for done, *_ in told] == list(range(1, learned.steps + 1))
+    assert told[-1][1:] == (40, learned.curve[-2], 1 - learned.curve[-2])
 
 
 # Cost

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hopmem.model.smoothmax import ITSELF, over_all_pairs
+from hopmem.model.codes.smoothmax import ITSELF, over_all_pairs
 
 LARGEST = 1200  # rows of a Hessian
 GENTLE, HARSH = 1e-6, 10.0  # damping, as a share of the mean curvature: where it begins, and where a step is given up

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
+from hopmem.model.denoise.validation import Source
 from hopmem.model.kernel import FeatureMap, unit
-from hopmem.model.separation import Halt, LossProgress, State, never
-from hopmem.model.validation import Source
+from hopmem.model.separation import Halt, LossProgress, State, largest, never
 
 LOOK_EVERY = 20  # steps between two looks at the validation
 PATIENCE = 4  # looks without a better map, after which refinement ends
@@ -150,7 +150,7 @@ def refine(
         state: where to go on.
         how: how refinement runs.
         score: of A and offset on the validation, larger is better.
-        progress: told the steps done and the loss.
+        progress: told the steps done, the loss, and the separation of the memories of the batch.
         halt: asked before each step whether to stop there.
 
     Returns:
@@ -164,7 +164,7 @@ def refine(
             return False
         for group, rate in zip(adam.param_groups, (1.0, BETA_RATE), strict=True):
             group["lr"] = how.learning_rate * rate * (1 - state.step / how.steps)
-        loss = _batch_loss(start, source, items, parameters, how, state.step)
+        loss, Z = _batch_loss(start, source, items, parameters, how, state.step)
         adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
@@ -174,17 +174,17 @@ def refine(
         if state.step % LOOK_EVERY == 0 or state.step == how.steps:
             _look(state, score)
         if progress:
-            progress(state.step, how.steps, state.curve[-1])
+            progress(state.step, how.steps, state.curve[-1], 1 - largest(Z) if len(Z) > 1 else 0.0)
     return True
 
 
 def _batch_loss(
     start: Start, source: Source, items: Tensor, parameters: list[Tensor], how: Refining, step: int
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """−log p_μ of a batch; its draws follow from the seed and the number of the step alone.
 
     Returns:
-        A scalar.
+        A scalar, and the unit features of the memories [n, D].
     """
     device = source.memory.device
     draw = torch.Generator().manual_seed(how.seed * SEED_STRIDE + FIRST_STEP + 2 * step)
@@ -195,7 +195,7 @@ def _batch_loss(
     rows, which = torch.unique(source.rows(batch), return_inverse=True)  # given pairs may share a clean half
     Z = start.states(start.features(source.memory[rows]), A, offset)
     S = log_beta.exp() * start.states(F, A, offset) @ Z.T  # [n, n]
-    return cross_entropy(S, which.to(device))
+    return cross_entropy(S, which.to(device)), Z.detach()
 
 
 def _adam(parameters: list[Tensor], state: Refinement, how: Refining) -> torch.optim.Adam:

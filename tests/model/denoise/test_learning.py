@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hopmem.model import candidates, fisher, search
-from hopmem.model.candidates import COVARIANCES, measure
-from hopmem.model.denoise import FRESH, Denoised, learn_denoise, raw_maps
+from hopmem.model.denoise import candidates, fisher, search
+from hopmem.model.denoise.candidates import COVARIANCES, measure
+from hopmem.model.denoise.learning import FRESH, Denoised, learn_denoise, raw_maps
+from hopmem.model.denoise.refine import Refinement, Refining
+from hopmem.model.denoise.validation import Source
 from hopmem.model.hopfield import Dynamics, retrieve
 from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
 from hopmem.model.noise import Canvas, Noise, canvas_of, parse_noise
-from hopmem.model.refine import Refinement, Refining
-from hopmem.model.validation import Source
 from tests.model import randn
 
 HOW = Refining(steps=40, learning_rate=1e-2, batch_size=64)
@@ -219,7 +219,7 @@ def test_progress_hears_of_every_candidate_and_every_step():
         source(randn(40, 8), "gaussian:1"),
         HOW,
         trying=lambda *part: tried.append(part),
-        refining=lambda done, total, loss: steps.append(done),
+        refining=lambda done, *_: steps.append(done),
     )
     assert tried == [(done, CANDIDATES) for done in range(1, CANDIDATES + 1)]
     assert steps == list(range(1, found.refinement.step + 1))

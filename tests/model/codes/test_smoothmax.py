@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from hopmem.model.lbfgs import minimise
-from hopmem.model.newton import _hessian, _tangents, settled
-from hopmem.model.smoothmax import largest_cosine, neighbours, over_all_pairs
+from hopmem.model.codes.lbfgs import minimise
+from hopmem.model.codes.newton import _hessian, _tangents, settled
+from hopmem.model.codes.smoothmax import largest_cosine, neighbours, over_all_pairs
 from tests.model import units
 
 BUDGET = 1 << 28

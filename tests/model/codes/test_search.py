@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hopmem.model.codes import Code, best_code
+from hopmem.model.codes.search import Code, best_code
 from hopmem.model.separation import separation
 
 TAMMES = Path(os.environ.get("HOPMEM_DATA", "")) / "tammes3d.csv"
@@ -120,7 +120,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
 def test_the_largest_cosine_falls_to_the_end():
     told = []
     code = best_code(20, 3, **SHORT, progress=lambda *what: told.append(what))
-    assert told == [(stage, code.stages, cosine) for stage, cosine in enumerate(code.curve, 1)]
+    assert told == [(stage, code.stages, cosine, 1 - cosine) for stage, cosine in enumerate(code.curve, 1)]
     assert code.curve[-1] == pytest.approx(min(code.curve), abs=1e-9)
     assert code.stages == code.stage.number == len(code.curve)
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from hopmem.model import refine as refining
+from hopmem.model.denoise import refine as refining
+from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
+from hopmem.model.denoise.validation import Source
 from hopmem.model.kernel import Patterns, Rows, unit
 from hopmem.model.noise import canvas_of, parse_noise
-from hopmem.model.refine import Refinement, Refining, Start, refine
-from hopmem.model.validation import Source
 from tests import reference
 from tests.model import randn
 
@@ -73,7 +73,7 @@ def assert_same_state(one: Refinement, other: Refinement) -> None:
 
 
 def batch(of: Source, begin: Start, parameters: list[Tensor], step: int = 3, how: Refining = HOW) -> Tensor:
-    return refining._batch_loss(begin, of, torch.arange(len(of)), parameters, how, step)
+    return refining._batch_loss(begin, of, torch.arange(len(of)), parameters, how, step)[0]
 
 
 def double(begin: Start, of: Source, monkeypatch: pytest.MonkeyPatch) -> tuple[Start, Source]:
@@ -233,11 +233,12 @@ def test_given_pairs_are_refined_on_even_where_they_share_memories(shared):
     assert loss == pytest.approx(math.log(4 if shared else 40))  # and each counts once
 
 
-def test_progress_hears_every_step_and_its_loss():
-    heard: list[tuple[int, int, float]] = []
+def test_progress_hears_every_step_its_loss_and_the_separation_of_its_batch():
+    heard: list[tuple[int, int, float, float]] = []
     state = begun()
     refine(start(), source(), torch.arange(50), state, HOW, smooth, lambda *step: heard.append(step))
-    assert heard == [(step + 1, HOW.steps, loss) for step, loss in enumerate(state.curve)]
+    assert [news[:3] for news in heard] == [(step + 1, HOW.steps, loss) for step, loss in enumerate(state.curve)]
+    assert all(0 < delta < 2 for *_, delta in heard)
 
 
 def test_no_steps_leave_the_start():

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from hopmem.model.arrangements import changed, kissing, random, simplex
-from hopmem.model.symmetry import _group, _simple_roots, symmetric
+from hopmem.model.codes.arrangements import changed, kissing, random, simplex
+from hopmem.model.codes.symmetry import _group, _simple_roots, symmetric
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hopmem.model import fisher
-from hopmem.model.fisher import (
+from hopmem.model.denoise import fisher
+from hopmem.model.denoise.fisher import (
     Frame,
     Recipe,
     Scatter,

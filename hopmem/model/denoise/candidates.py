@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hopmem.model.fisher import (
+from hopmem.model.denoise.fisher import (
     MOST_DIRECTIONS,
     WIDE,
     Frame,
@@ -18,10 +18,10 @@ from hopmem.model.fisher import (
     lift_of,
     whitening,
 )
+from hopmem.model.denoise.search import FIT, Search, draws
+from hopmem.model.denoise.validation import BETA_QUERIES, Verdict, least_error, verdict
 from hopmem.model.kernel import blocks
-from hopmem.model.search import FIT, Search, draws
 from hopmem.model.separation import Progress
-from hopmem.model.validation import BETA_QUERIES, Verdict, least_error, verdict
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 COVARIANCES = (
@@ -110,7 +110,7 @@ def try_all(
         plain = whitening(moments.fit, weight, ridge)
         whitened = plain(rows)
         for white in (plain, plain.centred(bright)):
-            memories, queries, rivals = white.drop(whitened).split(lengths)
+            memories, queries, rivals = torch.split(white.drop(whitened), lengths)
             V = _directions(search, memories, dimension)
             recipe = Recipe(weight, ridge, centred=white.dropped is not None)
             yield _best_view(search, recipe, _views(V, queries, rivals, dimension))

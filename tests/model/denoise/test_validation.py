@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from hopmem.model.denoise import beats, raw_maps
+from hopmem.model.denoise.learning import beats, raw_maps
+from hopmem.model.denoise.search import Search, begin, draws
+from hopmem.model.denoise.validation import Score, Source, gaps, judge, least_error, verdict
 from hopmem.model.hopfield import Dynamics, complete, retrieve
 from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
 from hopmem.model.noise import canvas_of, parse_noise
-from hopmem.model.search import Search, begin, draws
-from hopmem.model.validation import Score, Source, gaps, judge, least_error, verdict
 from tests import reference
 from tests.model import randn
 

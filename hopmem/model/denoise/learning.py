@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hopmem.model.candidates import Candidate, Moments, fitted, measure, try_all
-from hopmem.model.fisher import feature_map, lift_of
+from hopmem.model.denoise.candidates import Candidate, Moments, fitted, measure, try_all
+from hopmem.model.denoise.fisher import feature_map, lift_of
+from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
+from hopmem.model.denoise.search import Search, begin, judged, surprise
+from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, verdict
 from hopmem.model.kernel import FeatureMap, Patterns, blocks
-from hopmem.model.refine import Refinement, Refining, Start, refine
-from hopmem.model.search import Search, begin, judged, surprise
 from hopmem.model.separation import Halt, LossProgress, Progress, never
-from hopmem.model.validation import BETA_QUERIES, Score, Source, Trial, verdict
 
 BEYOND_CHANCE = 2.0  # standard errors, and with few memories more: an error of few values is itself uncertain
 FEW = 4.0  # memories with which it is twice as many

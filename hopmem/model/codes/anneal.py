@@ -11,9 +11,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hopmem.model.lbfgs import Loss, minimise
-from hopmem.model.newton import settled
-from hopmem.model.smoothmax import neighbours, over_all_pairs
+from hopmem.model.codes.lbfgs import Loss, minimise
+from hopmem.model.codes.newton import settled
+from hopmem.model.codes.smoothmax import neighbours, over_all_pairs
 
 Halt = Callable[[], bool]
 

@@ -7,18 +7,16 @@ parts: an anneal of all starts, of which the better half goes on now and then; r
 copies of the best are annealed in turn and the best of all stay; and a fine anneal of the last few.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from hopmem.model.anneal import Halt, Plan, anneal, best_of, descend, schedule
-from hopmem.model.arrangements import changed, exact, kissing, random
-from hopmem.model.smoothmax import largest_cosine
-from hopmem.model.symmetry import symmetric
-
-Progress = Callable[[int, int, float], None]  # called with (stages done, stages in all, largest cosine so far)
+from hopmem.model.codes.anneal import Halt, Plan, anneal, best_of, descend, schedule
+from hopmem.model.codes.arrangements import changed, exact, kissing, random
+from hopmem.model.codes.smoothmax import largest_cosine
+from hopmem.model.codes.symmetry import symmetric
+from hopmem.model.separation import LossProgress
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def best_code(
     steps: int | None = None,
     budget: int = 256 << 20,
     device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    progress: LossProgress | None = None,
     halt: Halt = lambda: False,
     start: Stage | None = None,
 ) -> Code:
@@ -63,7 +61,7 @@ def best_code(
         steps: at most this many steps of L-BFGS at each τ; None chooses.
         budget: bytes for the pairs of a block.
         device: where to compute.
-        progress: told after each stage how many are done, and the largest cosine so far.
+        progress: told after each stage how many are done, the largest cosine so far, and the separation.
         halt: asked before each step; where it says stop, the stage is given up.
         start: where an interrupted search with the same arguments goes on; it ends as if it had not been interrupted.
 
@@ -87,12 +85,12 @@ def best_code(
         stage = Stage(Z, stage.number + 1)
         curve.append(float(largest_cosine(Z, budget).min()))
         if progress:
-            progress(stage.number, len(plans), curve[-1])
+            progress(stage.number, len(plans), curve[-1], 1 - curve[-1])
     best = int(largest_cosine(stage.points, budget).argmin())
     return Code(stage.points[best], curve, stage.number, stage.number == len(plans), stage)
 
 
-def _written_down(Z: Tensor, budget: int, progress: Progress | None) -> Code:
+def _written_down(Z: Tensor, budget: int, progress: LossProgress | None) -> Code:
     """A code that needs no search.
 
     Returns:
@@ -100,7 +98,7 @@ def _written_down(Z: Tensor, budget: int, progress: Progress | None) -> Code:
     """
     top = float(largest_cosine(Z[None], budget)) if len(Z) > 1 else -1.0
     if progress:
-        progress(1, 1, top)
+        progress(1, 1, top, 1 - top)
     return Code(Z, [top], 1, finished=True, stage=Stage(Z[None], 1))
 
 

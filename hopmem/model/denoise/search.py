@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, judge, least_error
 from hopmem.model.kernel import FeatureMap, Patterns, unit
-from hopmem.model.validation import BETA_QUERIES, Score, Source, Trial, judge, least_error
 
 HELD_OUT = 5  # one item in so many is kept for validation
 FEWEST_TO_SPLIT = 20  # items below which none can be spared, and only the corruptions are held out
