@@ -213,7 +213,7 @@ def test_progress_counts_the_steps_and_tells_loss_and_separation():
     told = []
     learned = learn_average(Patterns(randn(60, 10)), Training(steps=12), lambda *news: told.append(news))
     assert [news[:3] for news in told] == [(step, 12, learned.curve[step - 1]) for step in range(1, learned.steps + 1)]
-    met = separation(unit(learned.phi(randn(60, 10)))).min  # the batch holds all memories
+    met = float(separation(unit(learned.phi(randn(60, 10)))).delta.min())  # the batch holds all memories
     assert min(delta for *_, delta in told) <= met + 0.1
     assert all(0 < delta < 2 for *_, delta in told)
 
