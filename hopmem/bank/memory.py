@@ -133,15 +133,36 @@ class MemoryBank:
         Returns:
             Its rows as float32 on `device`.
         """
-        return self.rows(device) if self.values is None else Patterns(self.values, self.values_scale, device)
+        if self.values is None:
+            return self.memory(device).patterns
+        if device not in self._readouts:
+            self._readouts[device] = Patterns(self.values, self.values_scale, device)
+        return self._readouts[device]
 
-    def memory(self, device: torch.device = CPU) -> Features:
-        """Z, to be read in blocks.
+    def memory(self, device: torch.device = CPU, hold: int = 0) -> Features:
+        """Z, to be read in blocks; what is worked out for it once stays with the bank.
+
+        Args:
+            device: where the blocks come out.
+            hold: bytes that Z may take there, where it is not stored.
 
         Returns:
             The unit features on `device`.
         """
-        return Features(self.rows(device), self._phi.to(device), self.features)
+        if device not in self._memories:
+            self._memories[device] = Features(self.rows(device), self._phi.to(device), self.features)
+        self._memories[device] = self._memories[device].held(hold)
+        return self._memories[device]
+
+    @cached_property
+    def _readouts(self) -> dict[torch.device, Patterns]:
+        """The values on each device that was asked for."""
+        return {}
+
+    @cached_property
+    def _memories(self) -> dict[torch.device, Features]:
+        """Z on each device that was asked for."""
+        return {}
 
     def raw_memory(self, device: torch.device = CPU) -> Features:
         """The unit features of the identity map, whatever was learned.

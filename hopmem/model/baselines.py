@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hopmem.model.association import VISIBLE
 from hopmem.model.entmax import entmax
-from hopmem.model.hopfield import VISIBLE
 from hopmem.model.kernel import Features, blocks, unit
 from hopmem.model.scan import combine, known_scores, memory_rows, query_blocks, scores
 

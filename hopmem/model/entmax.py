@@ -29,6 +29,8 @@ def entmax(S: Tensor, alpha: float) -> Tensor:
     >>> entmax(torch.tensor([1.0, 0.5, -1.0]), alpha=2.0)
     tensor([0.7500, 0.2500, 0.0000])
     """
+    if S.shape[-1] == 1:
+        return torch.ones_like(S)
     # Where the exponent 1/(α−1) is not 1, float32 would lose digits near the edge of the support.
     s = S if alpha == 1 else S.double()
     s = s - s.amax(-1, keepdim=True)

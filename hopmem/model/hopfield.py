@@ -6,12 +6,12 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from hopmem.model.association import VISIBLE, Association, Weighing, associate
 from hopmem.model.entmax import conjugate, entmax
-from hopmem.model.kernel import Features, unit
+from hopmem.model.kernel import Features, blocks, unit
 from hopmem.model.scan import RowBlocks, combine, known_scores, query_blocks, scores, top_scores
 from hopmem.model.separation import Progress
-
-VISIBLE = 0.01  # a softmax weight counts toward a metastable state above this (U-Hop+, after Martins et al., 2023)
+from hopmem.model.sieve import states_at_once
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Dynamics:
     tolerance: float = 1e-5  # a query has converged when its state moves by less
     top: int = 1  # how many memories to name for each query
     budget: int = 256 << 20  # bytes of working memory
+    spread: float = 1.0  # largest over smallest norm of the rows that are read out
 
 
 @dataclass(frozen=True)
@@ -55,22 +56,6 @@ def energy(Y: Tensor, S: Tensor, P: Tensor, dynamics: Dynamics) -> Tensor:
     return Y.square().sum(1) / 2 - conjugate(dynamics.beta * S, P, dynamics.alpha) / dynamics.beta
 
 
-def update(Y: Tensor, memory: Features, dynamics: Dynamics) -> tuple[Tensor, Tensor, Tensor]:
-    """One update y ↦ p Z with p = entmax(β Z y) (U-Hop, Theorem 1, in feature space).
-
-    Args:
-        Y: states [b, D].
-        memory: unit features of M memories.
-        dynamics: α, β and the budget.
-
-    Returns:
-        The new states [b, D], the scores [b, M] and the weights [b, M] that led to them.
-    """
-    S = scores(Y, memory, dynamics.budget)
-    P = entmax(dynamics.beta * S, dynamics.alpha)
-    return combine(P, memory, memory.dimension, dynamics.budget), S, P
-
-
 def retrieve(
     X: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics: Dynamics, progress: Progress | None = None
 ) -> Retrieval:
@@ -87,12 +72,13 @@ def retrieve(
     Returns:
         The answers, in the order of the queries.
     """
-
-    def answer(rows: slice) -> Retrieval:
-        Y = unit(memory.phi(X[rows]))
-        return _settle(Y, memory, readout, width, dynamics)
-
-    return _by_blocks(len(X), len(memory), answer, dynamics, progress)
+    parts = []
+    for rows in blocks(len(X), states_at_once(len(memory), dynamics.budget // 4)):
+        Y = unit(memory.phi(X[rows].double()))  # what float32 rounds off here, β would make an error of
+        parts.append(_settle(Y, memory, readout, width, dynamics))
+        if progress:
+            progress(rows.stop, len(X))
+    return _join(parts)
 
 
 def complete(
@@ -171,21 +157,73 @@ def _settle(Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamic
     Returns:
         The answers of the block.
     """
-    S = Y.new_empty(len(Y), len(memory))
-    P, Y_last = S.clone(), Y.clone()
-    steps = torch.zeros(len(Y), dtype=torch.int64, device=Y.device)
-    converged = torch.zeros_like(steps, dtype=torch.bool)
-    active = torch.arange(len(Y), device=Y.device)
-    for _ in range(dynamics.steps):
-        Y_last[active] = Y
-        following, S[active], P[active] = update(Y, memory, dynamics)
-        still = (following - Y).norm(dim=1) <= dynamics.tolerance
-        steps[active] += 1
-        converged[active] = still
-        active, Y = active[~still], following[~still]
-        if not len(active):
+    how = Weighing(dynamics.alpha, dynamics.beta, dynamics.top, dynamics.budget // 4, dynamics.spread)
+    first: tuple[RowBlocks, int] = (readout, width) if dynamics.steps == 1 else (memory, memory.dimension)
+    waiting, parts, order = torch.arange(len(Y), device=Y.device), list[Retrieval](), list[Tensor]()
+    for step in range(1, dynamics.steps + 1):
+        left = [waiting[:0]]
+        for some, p in associate(Y[waiting], memory, how, *first):
+            states = waiting[some]
+            still = _stays(Y[states], p, memory, dynamics.tolerance)
+            ready = (still | (step == dynamics.steps)).nonzero()[:, 0]
+            if len(ready):
+                parts.append(_answer(Y[states], p, ready, still, step, readout, width, dynamics))
+                order.append(states[ready])
+            if len(ready) < len(states):
+                moving = (~still).nonzero()[:, 0]
+                Y[states[moving]] = p.mix(memory, memory.dimension, moving)
+                left.append(states[moving])
+        waiting = torch.cat(left)
+        if not len(waiting):
             break
-    return _summary(S, P, energy(Y_last, S, P, dynamics), steps, converged, readout, width, dynamics)
+    return parts[0] if len(parts) == 1 else _take(_join(parts), torch.cat(order).argsort())
+
+
+def _stays(Y: Tensor, p: Association, memory: Features, tolerance: float) -> Tensor:
+    """Which states an update moves by no more than the tolerance.
+
+    ‖y′ − y‖ ≥ (‖y‖² − ⟨y′, y⟩)/‖y‖, and no ⟨y′, y⟩ is above the largest score: most states need not be updated to be
+    told apart.
+
+    Returns:
+        bool [b].
+    """
+    length = Y.norm(dim=1)
+    stays: Tensor = length.square() - p.nearest <= tolerance * length
+    close = stays.nonzero()[:, 0]
+    if len(close):
+        stays[close] = (p.mix(memory, memory.dimension, close) - Y[close]).norm(dim=1) <= tolerance
+    return stays
+
+
+def _answer(
+    Y: Tensor,
+    p: Association,
+    ready: Tensor,
+    still: Tensor,
+    step: int,
+    readout: RowBlocks,
+    width: int,
+    dynamics: Dynamics,
+) -> Retrieval:
+    """The readout of the states that are ready, and what their weights say of the answer.
+
+    Returns:
+        The answers.
+    """
+    weight = p.weight[ready].float()
+    runner_up = weight[:, 1] if weight.shape[1] > 1 else torch.zeros_like(weight[:, 0])
+    E = Y[ready].square().sum(1) / 2 - p.conjugate[ready] / dynamics.beta
+    return Retrieval(
+        patterns=p.mix(readout, width, ready).float(),
+        index=p.index[ready, : dynamics.top],
+        weight=weight[:, : dynamics.top],
+        margin=weight[:, 0] - runner_up,
+        support=p.support[ready],
+        energy=E.float(),
+        steps=torch.full_like(ready, step),
+        converged=still[ready],
+    )
 
 
 def _read(Y: Tensor, S: Tensor, readout: RowBlocks, width: int, dynamics: Dynamics) -> Retrieval:
@@ -254,6 +292,8 @@ def _join(parts: list[Retrieval]) -> Retrieval:
     Returns:
         All of `parts` in one.
     """
+    if len(parts) == 1:
+        return parts[0]
     return Retrieval(*(torch.cat([getattr(part, each.name) for part in parts]) for each in fields(Retrieval)))
 
 

@@ -1,13 +1,16 @@
 """The kernel K(u, v) = ⟨Φ(u), Φ(v)⟩ of a linear feature map Φ(u) = W u + b, on unit features."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
 Rows = slice | Tensor  # a range of rows, or an int64 tensor of row numbers
+LONG = 1e15  # a length up to which products in float32 are safe from its bounds, as from its inverse on
 
 
 def unit(U: Tensor) -> Tensor:
@@ -29,6 +32,18 @@ def unit(U: Tensor) -> Tensor:
     U = U / torch.where(largest > 0, largest, 1)
     length: Tensor = U.norm(dim=-1, keepdim=True)
     return U / length.clamp_min(torch.finfo(U.dtype).tiny)
+
+
+def integer_range(kind: torch.dtype) -> tuple[int, int]:
+    """The smallest and the largest number of a type of integers, or of truth values.
+
+    Returns:
+        Both.
+    """
+    if kind == torch.bool:
+        return 0, 1
+    limits = torch.iinfo(kind)
+    return limits.min, limits.max
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:
@@ -69,9 +84,10 @@ class FeatureMap:
         if self.W is None:
             U = U - U.mean(1, keepdim=True) if self.centred else U
             return U if self.b is None else pad(U, (0, len(self.b) - U.shape[1])) + self.b.to(U)
+        W = self.W.to(U.dtype)
         if self.origin is None:
-            return linear(U, self.W, None if self.b is None else self.b.to(self.W))
-        return linear(U - self.origin, self.W, self._at_origin().to(self.W))
+            return linear(U, W, None if self.b is None else self.b.to(W))
+        return linear(U - self.origin, W, self._at_origin().to(W))
 
     @property
     def is_identity(self) -> bool:
@@ -192,6 +208,26 @@ class Patterns:
             total += self[rows].sum(0, dtype=torch.float64)
         return total / len(self)
 
+    @cached_property
+    def lengths(self) -> Tensor:
+        """‖ξ_μ‖ [M] float32 on the device."""
+        lengths = torch.empty(len(self), device=self.device)
+        for rows in blocks(len(self), 4096):
+            U = self[rows]
+            found = torch.linalg.vector_norm(U, dim=1)
+            if not bool(((found > 1 / LONG) & (found < LONG)).all()):  # squares may have left float32
+                found = torch.linalg.vector_norm(U, dim=1, dtype=torch.float64).float()
+            lengths[rows] = found
+        return lengths
+
+    @cached_property
+    def spread(self) -> float:
+        """The largest length over the smallest that is not zero, or a bound of it; 1 where all are zero."""
+        if not self.stored.is_floating_point():
+            return math.sqrt(self.dimension) * max(map(abs, integer_range(self.stored.dtype)))
+        lengths = self.lengths[self.lengths > 0]
+        return float(lengths.max().double() / lengths.min()) if len(lengths) else 1.0
+
     def __getitem__(self, rows: Rows) -> Tensor:
         """The patterns of some rows.
 
@@ -239,6 +275,68 @@ class Features:
         if self.stored is not None:
             return self.stored[rows].to(self.device, torch.float32)
         return unit(self.phi(self.patterns[rows]))
+
+    def products(self, rows: slice, T: Tensor, out: Tensor | None = None) -> Tensor:
+        """⟨z_μ, y⟩ of some memories and all states, as precisely as the type of the states.
+
+        Args:
+            rows: m memories.
+            T: states as columns [D, b].
+            out: where the products may go [≥ m, b].
+
+        Returns:
+            [m, b] of the type of T.
+        """
+        U, scale = self.raw(rows)
+        if T.shape[1] == 1:  # twice as fast as the product of two matrices
+            S = torch.mv(U.to(T), T[:, 0])[:, None]
+        else:
+            S = torch.mm(U.to(T), T, out=None if out is None else out[: len(U)])
+        return S if scale is None else S.mul_(scale.to(T)[:, None])
+
+    def raw(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        """The unit features of some memories, or rows in the type they are stored in and what makes them those.
+
+        To scale a product costs less than to scale a pattern.
+
+        Args:
+            rows: m memories.
+
+        Returns:
+            Rows [m, D], perhaps on another device, and factors [m] where they are not of length one.
+        """
+        if self.stored is not None:
+            return self.stored[rows], None
+        return (self.patterns.stored[rows], self._inverse_lengths[rows]) if self._plain else (self[rows], None)
+
+    @cached_property
+    def _inverse_lengths(self) -> Tensor:
+        """1/‖ξ_μ‖ of the patterns in stored units, 0 for a zero pattern [M]."""
+        lengths = self.patterns.lengths
+        return torch.where(lengths > 0, self.patterns.scale / lengths, 0)
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether features are the patterns divided by lengths whose squares float32 holds."""
+        if not self.phi.is_identity or self.patterns.columns is not None:
+            return False
+        inverse = self._inverse_lengths
+        return bool((((inverse > 1 / LONG) & (inverse < LONG)) | (inverse == 0)).all())
+
+    def exact(self, rows: Rows) -> Tensor:
+        """The unit features of some memories, to more digits where no matrix stands between.
+
+        A learned map's are those that float32 holds, whether they are stored or not.
+
+        Args:
+            rows: m memories.
+
+        Returns:
+            float64 [m, D] on the device.
+        """
+        if self.phi.W is not None:
+            return self[rows].double()
+        return unit(self.phi(self.patterns[rows].double()))
 
     def held(self, budget: int) -> "Features":
         """Keep Z at hand where it fits.

@@ -87,8 +87,8 @@ def retrieve(
         bank = bank.tuned(where, pair_block(bank.dimension, budget), stage(watch, "measuring"))
     source = bank.tuning.source if beta == "auto" and bank.tuning else GIVEN
     beta = bank.tuning.beta if beta == "auto" and bank.tuning else float(beta)
-    dynamics = Dynamics(alpha, beta, steps, tolerance, min(top, len(bank)), budget)
-    memory, readout = bank.memory(where).held(budget), bank.readout(where)
+    memory, readout = bank.memory(where, budget), bank.readout(where)
+    dynamics = Dynamics(alpha, beta, steps, tolerance, min(top, len(bank)), budget, readout.spread)
     progress = stage(watch, "retrieving")
     found = _retrieve(X.to(where), None if known is None else known.to(where), memory, readout, dynamics, progress)
     found = Retrieval(*(getattr(found, name).cpu() for name in Retrieval.__dataclass_fields__))

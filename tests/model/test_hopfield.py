@@ -11,9 +11,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.testing import assert_close
 
 from hopmem.model.bounds import exact_fraction
-from hopmem.model.hopfield import Dynamics, Retrieval, complete, energy, retrieve, update
+from hopmem.model.entmax import entmax
+from hopmem.model.hopfield import Dynamics, Retrieval, complete, energy, retrieve
 from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
-from hopmem.model.scan import scores
+from hopmem.model.scan import combine, scores
 from hopmem.model.separation import separation
 from tests import reference
 from tests.model import randn, units
@@ -44,6 +45,13 @@ def ask(memory: Features, X: Tensor, dynamics: Dynamics, known: Tensor | None = 
     if known is None:
         return retrieve(X, memory, memory.patterns, d, dynamics)
     return complete(X, known, memory, memory.patterns, d, dynamics)
+
+
+def update(Y: Tensor, memory: Features, dynamics: Dynamics) -> tuple[Tensor, Tensor, Tensor]:
+    """y ↦ p Z with a weight for every memory: the equation, without what leaves out what weighs nothing."""
+    S = scores(Y, memory, dynamics.budget)
+    P = entmax(dynamics.beta * S, dynamics.alpha)
+    return combine(P, memory, memory.dimension, dynamics.budget), S, P
 
 
 def assert_same_answers(found: Retrieval, expected: Retrieval, tolerance: float = 1e-6) -> None:

@@ -1,0 +1,271 @@
+"""The association weights p = α-entmax(β Z y) of states, and what they mix, without a weight for every memory.
+
+Where few groups of memories can matter (`sieve`), those are scored again, first in float32 and what remains of them in
+float64: p is then held, a few weights for each state. Where too many matter, α = 1 makes one fused pass with a running
+maximum and sum, and α > 1 holds the scores of as many states as fit. Either way the largest weights, the support and
+Ψ* are exact to float32, and which way was taken shows nowhere beyond that.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hopmem.model.entmax import conjugate, entmax
+from hopmem.model.kernel import Features, blocks
+from hopmem.model.scan import RowBlocks, combine, memory_rows, query_blocks, top_scores
+from hopmem.model.sieve import GROUP, Sieve, maxima, reach, rounding, sieve
+
+VISIBLE = 0.01  # a softmax weight counts toward a metastable state above this (U-Hop+, after Martins et al., 2023)
+LEAK = 1e-8  # weight that may be lost
+FEW = 16  # groups that any state may look into; of many, one in SHARE
+SHARE = 128
+LOWEST = -80.0  # exponent of the least weight that is summed: below the normal numbers arithmetic crawls
+TABLE_BYTES = 64  # for each memory that a state sees: its number, its scores and their copies
+STREAM_ROWS = 2048  # memories of a block of the fused pass: their scores stay near the processor
+
+Mix = Callable[[RowBlocks, int, Tensor], Tensor]  # (rows, their width n, which of the states [c]) ↦ p · rows [c, n]
+
+
+@dataclass(frozen=True)
+class Association:
+    """p of b states."""
+
+    index: Tensor  # [b, k] the memories of the largest weights, in order; what is left out weighs nothing
+    weight: Tensor  # [b, k] float64
+    support: Tensor  # [b] int64: weights that are not zero; at α = 1 those above VISIBLE
+    conjugate: Tensor  # [b] Ψ*_α(β Z y), float64
+    nearest: Tensor  # [b] the largest score
+    mix: Mix
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How states are weighed."""
+
+    alpha: float
+    beta: float
+    top: int  # largest weights to name, at least
+    budget: int  # bytes of working memory
+    spread: float = 1.0  # largest over smallest norm of what is mixed: by as much does a lost weight weigh more
+
+
+def associate(
+    Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int
+) -> Iterator[tuple[Tensor, Association]]:
+    """Weigh the memories for a block of states.
+
+    Args:
+        Y: states [b, D], float64.
+        memory: unit features of M memories.
+        how: α, β, and what is asked for.
+        first: what will be mixed first: a fused pass mixes it on the way.
+        width: its entries.
+
+    Yields:
+        Some of the states [c] and their association, until all are through.
+    """
+    M, k = len(memory), min(how.top, len(memory))
+    t = reach(how.alpha, how.beta, M, LEAK / how.spread)
+    coarse = sieve(Y, memory, t)
+    if coarse is None:
+        many = torch.arange(len(Y), device=Y.device)
+    else:
+        floor = coarse.floor(t, k)
+        matter = coarse.top >= floor  # [G, b]
+        seen = matter.sum(0) * coarse.group  # memories of the groups that matter
+        few = seen <= max(FEW * GROUP, 2 * k * coarse.group, M // SHARE)
+        for some in _alike(few, seen, how.budget):
+            table = rescored(Y[some], memory, coarse.group, matter[:, some], floor[some], how.budget)
+            yield some, _held(*table, how)
+        many = (~few).nonzero()[:, 0]
+    if len(many) and how.alpha == 1:
+        yield many, _streamed(Y[many], memory, how, first, width)
+    elif len(many):
+        for part in query_blocks(len(many), M, how.alpha, how.budget):
+            yield many[part], _dense(Y[many[part]], memory, how)
+
+
+def _alike(few: Tensor, seen: Tensor, budget: int) -> Iterator[Tensor]:
+    """States that see about as many memories, so that a table of all of them fits the budget.
+
+    Yields:
+        Indices [c].
+    """
+    order = few.nonzero()[:, 0]
+    if not len(order):
+        return
+    if TABLE_BYTES * len(order) * int(seen[order].amax()) <= budget:
+        yield order
+        return
+    order = order[seen[order].argsort(descending=True, stable=True)]
+    while len(order):
+        fit = max(1, budget // (TABLE_BYTES * int(seen[order[0]])))
+        yield order[:fit]
+        order = order[fit:]
+
+
+def rescored(
+    Y: Tensor, memory: Features, group: int, matter: Tensor, floor: Tensor, budget: int
+) -> tuple[Tensor, Tensor]:
+    """The exact scores of all memories that can matter.
+
+    Args:
+        Y: states [b, D], float64.
+        memory: unit features of M memories.
+        group: memories in a group.
+        matter: the groups to look into [G, b], at least one for each state.
+        floor: scores below it do not matter [b].
+        budget: bytes of working memory.
+
+    Returns:
+        Memories [b, k] and their scores in float64 [b, k], best first; where a state has fewer, −∞.
+    """
+    state, which = matter.T.nonzero(as_tuple=True)  # [n], state by state
+    rows = which[:, None] * group + torch.arange(group, device=Y.device)  # [n, group]
+    if group > 1:
+        y, kept = Y.float(), []
+        for part in blocks(len(rows), max(1, budget // (32 * group * Y.shape[1]))):
+            U, scale = memory.raw(rows[part].clamp(max=len(memory) - 1).flatten())
+            S = (U.to(y).view(-1, group, Y.shape[1]) @ y[state[part], :, None])[..., 0]  # [n, group]
+            S = S if scale is None else S * scale.view_as(S)
+            kept.append((floor[state[part], None] <= S) & (rows[part] < len(memory)))
+        keep = torch.cat(kept)
+        state, rows = state[:, None].expand_as(rows)[keep], rows[keep]
+    rows, exact = rows.flatten(), []
+    for part in blocks(len(rows), max(1, budget // (32 * Y.shape[1]))):
+        exact.append((memory.exact(rows[part]) * Y[state[part]]).sum(1))
+    return _table(state, rows, torch.cat(exact), len(Y))
+
+
+def _table(state: Tensor, rows: Tensor, S: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    """Entries of states as rows of a table, best first, of equal ones the lowest memory.
+
+    Returns:
+        Memories and scores [b, k], −∞ where a state has fewer.
+    """
+    order = S.argsort(descending=True, stable=True)
+    order = order[state[order].argsort(stable=True)]
+    count = torch.bincount(state, minlength=b)
+    slot = torch.arange(len(state), device=S.device) - (count.cumsum(0) - count)[state]
+    index = torch.zeros(b, int(count.max()), dtype=torch.int64, device=S.device)
+    score = S.new_full(index.shape, -math.inf)
+    index[state, slot], score[state, slot] = rows[order], S[order]
+    return index, score
+
+
+def _held(index: Tensor, S: Tensor, how: Weighing) -> Association:
+    """All weights of the memories that matter.
+
+    Returns:
+        The association.
+    """
+    P = entmax(how.beta * S, how.alpha)
+    support = ((VISIBLE if how.alpha == 1 else 0) < P).sum(1)
+
+    def mix(rows_of: RowBlocks, width: int, some: Tensor) -> Tensor:
+        p, mixed = P[some], P.new_zeros(len(some), width)
+        state, slot = p.nonzero(as_tuple=True)
+        for part in blocks(len(state), max(1, how.budget // (32 * width))):
+            q = state[part]
+            rows = rows_of[index[some[q], slot[part]]]
+            mixed.index_add_(0, q, p[q, slot[part], None] * rows)
+        return mixed
+
+    return Association(index, P, support, conjugate(how.beta * S, P, how.alpha), S[:, 0], mix)
+
+
+def _dense(Y: Tensor, memory: Features, how: Weighing) -> Association:
+    """Every weight of every memory, for α > 1.
+
+    Returns:
+        The association.
+    """
+    S = Y.new_empty(len(Y), len(memory))
+    for rows in blocks(len(memory), memory_rows(2 * memory.dimension, how.budget)):
+        S[:, rows] = Y @ memory.exact(rows).T  # [b, m]
+    P = entmax(how.beta * S, how.alpha)
+    index = top_scores(S, min(max(2, how.top), len(memory)))
+
+    def mix(rows_of: RowBlocks, width: int, some: Tensor) -> Tensor:
+        return combine(P[some].float(), rows_of, width, how.budget).double()
+
+    free = conjugate(how.beta * S, P, how.alpha)
+    return Association(index, P.gather(1, index), (P > 0).sum(1), free, S.amax(1), mix)
+
+
+def _streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int) -> Association:
+    """Softmax over all memories in one fused pass.
+
+    Returns:
+        The association.
+    """
+    mixed, total, top = fused(Y, memory, how, first, width)
+    seen = Sieve(top, GROUP, rounding(torch.float32, Y.shape[1]) * Y.norm(dim=1).float())
+    below = (-math.log(VISIBLE) - total.log()).clamp_min(0) / max(how.beta, torch.finfo(total.dtype).tiny)
+    k = min(max(2, how.top), len(memory))  # the runner-up says how far ahead the best is
+    floor = torch.minimum(seen.floor(0.0, k), seen.floor(0.0) - below.float())
+    matter = _best_groups(top, floor, 2 * k + round(1 / VISIBLE))
+    index, S = rescored(Y, memory, GROUP, matter, floor, how.budget)
+    P = (how.beta * (S - S[:, :1])).exp() / total[:, None]
+
+    def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
+        if rows_of is first:
+            return mixed[some].double()
+        return fused(Y[some], memory, how, rows_of, n)[0].double()
+
+    return Association(index, P, (P > VISIBLE).sum(1), total.log() + how.beta * S[:, 0], S[:, 0], mix)
+
+
+def _best_groups(top: Tensor, floor: Tensor, most: int) -> Tensor:
+    """The groups above a floor, of which there may be too many where scores are tied: then the first of the best.
+
+    Returns:
+        bool [G, b].
+    """
+    matter = top >= floor
+    crowded = (matter.sum(0) > most).nonzero()[:, 0]
+    if len(crowded):
+        best = top[:, crowded].argsort(dim=0, descending=True, stable=True)[:most]
+        matter[:, crowded] = torch.zeros_like(matter[:, crowded]).scatter(0, best, True)
+    return matter
+
+
+def fused(Y: Tensor, memory: Features, how: Weighing, rows_of: RowBlocks, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Softmax and what it mixes in one pass over the memories, with a running maximum and sum.
+
+    Of two parts of the memories with maxima m and m′, sums s and s′ and mixtures a and a′, both together have the
+    maximum M = max(m, m′), the sum s e^{m−M} + s′ e^{m′−M} and the mixture a e^{m−M} + a′ e^{m′−M}: an associative rule
+    (Milakov, Gimelshein, 2018, arXiv 1805.02867), so parts may be taken in any order, or on different machines.
+
+    Args:
+        Y: states [b, D].
+        memory: unit features of M memories.
+        how: β and the budget.
+        rows_of: M rows to mix.
+        width: entries of a row.
+
+    Returns:
+        p · rows [b, width] in float32, one over the largest weight [b] in float64, and the largest score of each group
+        [G, b].
+    """
+    T, M = Y.float().T.contiguous(), len(memory)
+    top = T.new_empty(-(-M // GROUP), T.shape[1])
+    peak, total = T.new_full((T.shape[1],), -math.inf), Y.new_zeros(len(Y))
+    mixed = T.new_zeros(len(Y), width)
+    size = max(GROUP, min(STREAM_ROWS, memory_rows(max(width, memory.dimension), how.budget)) // GROUP * GROUP)
+    buffer = T.new_empty(min(M, size), T.shape[1])
+    for rows in blocks(M, size):
+        S = memory.products(rows, T, buffer)  # [m, b]
+        groups = top[rows.start // GROUP : -(-rows.stop // GROUP)]
+        maxima(S, GROUP, groups)
+        highest = torch.maximum(peak, groups.amax(0))
+        faded = (how.beta * (peak - highest)).exp().nan_to_num(0)  # nothing has been summed before the first block
+        P = S.sub_(highest).mul_(how.beta)
+        P = (P.clamp_min_(LOWEST) if 2 * how.beta > -LOWEST else P).exp_()
+        total = total * faded + P.sum(0)
+        mixed.mul_(faded[:, None]).addmm_(P.T, rows_of[rows])
+        peak = highest
+    return mixed / total[:, None].float(), total, top

@@ -1,0 +1,161 @@
+"""The coarse pass: which groups of memories can matter to which states, with a bound on what the others weigh.
+
+A state y is scored against every memory in the processor's fastest type, and of each group of `GROUP` memories only the
+largest score is kept. Rounding both factors, their product, the factor that makes memories unit and the product with it
+by u each, and adding up in float32, moves a score by at most
+
+    δ = ((1 + u)⁵ − 1 + D 2⁻²⁴) ‖y‖      (‖z_μ‖ = 1; the Cauchy–Schwarz inequality on each rounding)
+
+so that the largest score of all lies above the coarse one less δ. With m the largest score, a memory whose score is
+below m − t has a weight of at most exp_α(−βt): in p_μ = e^{−c} exp_α(β(s_μ − m) e^{(α−1)c}) of `entmax` c ≥ 0 makes it
+smaller. M of them weigh at most ε together from t = −ln_α(ε/M)/β on, which is ln(M/ε)/β for softmax and never more
+than 1/(β(α−1)), where the weight is zero and the support ends. A group that can matter has a coarse maximum above
+m̂ − t − 2δ; all others are left out, and what they weigh is bounded by ε whatever the rounding was.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hopmem.model.kernel import Features, blocks
+
+GROUP = 32  # memories that share a coarse maximum
+SMALL = 2048  # memories up to which each is a group of its own, scored in float32
+SAMPLE = 16  # after one in so many memories it may show that too many matter
+MATTERING = 8  # which is when one group in so many certainly does, on average
+COARSE_ROWS = 8192  # memories that are scored at a time
+BYTES = 16  # for each group and state: its maximum, whether it matters, and copies of both
+
+
+@dataclass(frozen=True)
+class Sieve:
+    """Coarse maxima of groups of memories for b states."""
+
+    top: Tensor  # [G, b]
+    group: int  # memories in a group
+    slack: Tensor  # [b] δ: how far a score may lie from its coarse value
+
+    def floor(self, reach: float, k: int = 1) -> Tensor:
+        """The coarse maximum from which a group can matter, or hold one of the k best memories.
+
+        Args:
+            reach: t, how far below the largest score a memory still matters.
+            k: memories that are asked for.
+
+        Returns:
+            [b].
+        """
+        floor = self.top.amax(0).float() - reach
+        if k > 1:
+            enough = k <= len(self.top)
+            kth = self.top.topk(k, dim=0).values[-1].float() if enough else torch.full_like(floor, -math.inf)
+            floor = torch.minimum(floor, kth)
+        return floor - 2 * self.slack
+
+
+def reach(alpha: float, beta: float, M: int, leak: float) -> float:
+    """How far below the largest score M memories may lie and weigh more than `leak` together.
+
+    Args:
+        alpha: α ≥ 1.
+        beta: β ≥ 0.
+        M: memories.
+        leak: ε > 0, the share of the weight that may be lost at α = 1; beyond, none is.
+
+    Returns:
+        t; infinite at β = 0.
+
+    >>> round(reach(1.0, 10.0, 1000, 1e-7), 3), reach(2.0, 10.0, 1000, 1e-7)
+    (2.303, 0.1)
+    """
+    if beta == 0:
+        return math.inf
+    return math.log(M / leak) / beta if alpha == 1 else 1 / (beta * (alpha - 1))
+
+
+def coarse_type(device: torch.device) -> torch.dtype:
+    """The type of the coarse pass: bfloat16 where the processor multiplies it.
+
+    Returns:
+        bfloat16 or float32.
+    """
+    if device.type == "cuda":
+        quick = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        quick = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if quick else torch.float32
+
+
+def states_at_once(M: int, budget: int) -> int:
+    """How many states fit the budget with their coarse maxima.
+
+    Args:
+        M: memories.
+        budget: bytes.
+
+    Returns:
+        At least one.
+    """
+    groups = M if M <= SMALL else -(-M // GROUP)
+    return max(1, min(1024, budget // (BYTES * groups)))
+
+
+def sieve(Y: Tensor, memory: Features, reach: float) -> Sieve | None:
+    """Score states against all memories, coarsely.
+
+    Args:
+        Y: states [b, D].
+        memory: unit features of M memories.
+        reach: how far below the largest score memories matter.
+
+    Returns:
+        The maxima of all groups; None as soon as it is certain that too many of them matter.
+    """
+    M, b, D = len(memory), *Y.shape
+    group, kind = (1, torch.float32) if M <= SMALL else (GROUP, coarse_type(Y.device))
+    length = Y.norm(dim=1).float()  # no score is larger
+    slack = rounding(kind, D) * length
+    if reach >= 2 * float(length.max()):
+        return None
+    top = torch.empty(-(-M // group), b, dtype=kind, device=Y.device)
+    T = Y.to(kind).T.contiguous()
+    buffer = torch.empty(min(M, COARSE_ROWS), b, dtype=kind, device=Y.device)
+    for rows in blocks(M, COARSE_ROWS):
+        S = memory.products(rows, T, buffer)  # [m, b]
+        maxima(S, group, top[rows.start // group : -(-rows.stop // group)])
+        if group > 1 and rows.start < M // SAMPLE <= rows.stop:
+            seen = top[: rows.stop // group]
+            if float((seen >= length - reach).double().mean()) > 1 / MATTERING:
+                return None
+    return Sieve(top, group, slack)
+
+
+def rounding(kind: torch.dtype, D: int) -> float:
+    """By how much rounding moves the product of two unit vectors, at most.
+
+    Args:
+        kind: type of the factors and of the product.
+        D: their dimension.
+
+    Returns:
+        δ for ‖y‖ = 1.
+    """
+    u = torch.finfo(kind).eps / 2
+    return (1 + u) ** 5 - 1 + (D + 4) * 2.0**-24
+
+
+def maxima(S: Tensor, group: int, out: Tensor) -> None:
+    """The largest score of each group.
+
+    Args:
+        S: scores [m, b].
+        group: memories in a group; the last may be smaller.
+        out: where the maxima go [⌈m/group⌉, b].
+    """
+    whole = len(S) // group
+    if whole:
+        torch.amax(S[: whole * group].view(whole, group, -1), 1, out=out[:whole])
+    if whole < len(out):
+        out[whole] = S[whole * group :].amax(0)

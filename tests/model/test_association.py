@@ -1,0 +1,190 @@
+"""Every way of weighing the memories is the literal α-entmax over all of them; no way holds all weights."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hopmem.model import association as module
+from hopmem.model import sieve
+from hopmem.model.association import Association, Weighing, fused
+from hopmem.model.entmax import conjugate, entmax
+from hopmem.model.hopfield import Dynamics, retrieve
+from hopmem.model.kernel import Features, Patterns, unit
+from tests.model import randn
+
+M, d, B = 2600, 24, 12
+BETA = 150.0  # sharp enough that few memories matter
+WAYS = ("_held", "_dense", "_streamed")
+
+
+def apart() -> Tensor:
+    return randn(M, d)
+
+
+def banks() -> dict[str, Tensor]:
+    return {
+        "apart": apart(),
+        "nearly equal": randn(1, d) + 1e-4 * randn(M, d, seed=1),
+        "one pattern": randn(1, d).repeat(M, 1),
+        "repeated": randn(M // 8, d).repeat(8, 1),
+        "tied": (randn(M, 12) > 0).float(),
+        "norms": randn(M, d) * 10.0 ** (10 * torch.rand(M, 1, generator=torch.Generator().manual_seed(3)) - 5),
+        "bytes": (randn(M, d).sigmoid() * 255).byte(),
+        "halves": randn(M, d).half(),
+    }
+
+
+def queries(Xi: Tensor) -> Tensor:
+    X = Xi[::199][:B].float()
+    return X + 0.3 * X.norm(dim=1, keepdim=True) * unit(randn(len(X), X.shape[1], seed=2))
+
+
+def spread(Xi: Tensor) -> float:
+    norms = Xi[(Xi != 0).any(1)].double().norm(dim=1)
+    return float(norms.max() / norms.min())
+
+
+def literal(Xi: Tensor, X: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    S = unit(X.double()) @ unit(Xi.double()).T
+    return S, entmax(beta * S, alpha)
+
+
+@pytest.fixture
+def ways(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    seen: set[str] = set()
+
+    def spied(name: str):
+        way = getattr(module, name)
+        return lambda *parts: seen.add(name) or way(*parts)
+
+    for name in WAYS:
+        monkeypatch.setattr(module, name, spied(name))
+    return seen
+
+
+def ask(Xi: Tensor, X: Tensor, alpha: float, beta: float, **options):
+    memory = Features(Patterns(Xi))
+    return retrieve(X, memory, memory.patterns, Xi.shape[1], Dynamics(alpha, beta, spread=spread(Xi), **options))
+
+
+@pytest.mark.parametrize("coarse", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("beta", [0.1, 1.0, 30.0, 1000.0])
+@pytest.mark.parametrize("name", list(banks()))
+def test_answers_are_those_of_float64_over_all_memories(monkeypatch, name, alpha, beta, coarse):
+    monkeypatch.setattr(sieve, "coarse_type", lambda device: coarse)
+    Xi = banks()[name]
+    X = queries(Xi)
+    found, (_, P) = ask(Xi, X, alpha, beta, top=3), literal(Xi, X, alpha, beta)
+    expected = P @ Xi.double()
+    assert float(((found.patterns - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
+    assert torch.allclose(found.weight.double(), P.topk(3, dim=1).values, atol=1e-5)
+    if name not in {"one pattern", "repeated", "tied"}:  # where ties decide, the last digit does
+        assert torch.equal(found.support, ((0.01 if alpha == 1 else 0) < P).sum(1))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "way"),
+    [(1.0, 300.0, "_held"), (1.5, 300.0, "_held"), (1.0, 1.0, "_streamed"), (2.0, 0.5, "_dense")],
+)
+def test_what_is_seen_decides_the_way(ways, alpha, beta, way):
+    ask(apart(), queries(apart()), alpha, beta)
+    assert ways == {way}
+
+
+def test_states_of_one_block_may_go_different_ways(ways):
+    Xi = torch.cat([apart(), randn(1, d) + 1e-3 * randn(M, d, seed=4)])
+    X = torch.cat([queries(Xi), Xi[-1:]])
+    found, (_, P) = ask(Xi, X, 1.0, 200.0), literal(Xi, X, 1.0, 200.0)
+    assert ways == {"_held", "_streamed"}
+    assert torch.allclose(found.patterns.double(), P @ Xi.double(), atol=1e-5)
+
+
+def both_ways(alpha: float) -> Iterator[Association]:
+    """What is held, and what every weight was computed for, of the same states."""
+    Xi, how = apart(), Weighing(alpha, BETA, 3, 1 << 24)
+    Y, memory = unit(queries(Xi).double()), Features(Patterns(Xi))
+    found = sieve.sieve(Y, memory, sieve.reach(alpha, BETA, M, 1e-8))
+    floor = found.floor(sieve.reach(alpha, BETA, M, 1e-8), 3)
+    yield module._held(*module.rescored(Y, memory, found.group, found.top >= floor, floor, 1 << 20), how)
+    yield module._streamed(Y, memory, how, memory, d) if alpha == 1 else module._dense(Y, memory, how)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
+def test_both_ways_weigh_and_mix_alike(alpha):
+    held, broad = both_ways(alpha)
+    assert torch.equal(held.index[:, :3], broad.index[:, :3])
+    assert torch.equal(held.support, broad.support)
+    for name in ("conjugate", "nearest"):
+        assert torch.allclose(getattr(held, name), getattr(broad, name), atol=1e-5)
+    for rows, width in ((Patterns(apart()), d), (Patterns(randn(M, 5, seed=5)), 5)):
+        mixed = [each.mix(rows, width, torch.tensor([4, 0, 7])) for each in (held, broad)]
+        assert torch.allclose(*mixed, atol=1e-5)
+
+
+def test_the_conjugate_is_that_of_all_scores():
+    S, P = literal(apart(), queries(apart()), 1.0, BETA)
+    for each in both_ways(1.0):
+        assert torch.allclose(each.conjugate, conjugate(BETA * S, P, 1.0), atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [64, 192, 100_000])
+def test_parts_of_a_fused_pass_may_be_of_any_size(monkeypatch, rows):
+    memory, Y = Features(Patterns(apart())), unit(queries(apart()).double())
+    how = Weighing(1.0, 20.0, 2, 1 << 28)
+    expected = fused(Y, memory, how, memory.patterns, d)
+    monkeypatch.setattr(module, "STREAM_ROWS", rows)
+    for one, other in zip(fused(Y, memory, how, memory.patterns, d), expected, strict=True):
+        assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+class Widest(TorchDispatchMode):
+    """The most entries that a tensor has had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entries = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, (tuple, list)) else (out,):
+            if isinstance(each, Tensor) and each.untyped_storage().nbytes() // each.element_size() >= each.numel():
+                self.entries = max(self.entries, each.numel())
+        return out
+
+
+@pytest.mark.parametrize("beta", [1.0, 300.0])
+@pytest.mark.parametrize("budget", [4 << 20, 64 << 20])
+def test_no_array_grows_with_the_bank_beyond_the_budget(beta, budget):
+    Xi = randn(60_000, 8)
+    X = Xi[:300] + 0.1 * randn(300, 8, seed=6)
+    memory = Features(Patterns(Xi))
+    with Widest() as seen:
+        retrieve(X, memory, memory.patterns, 8, Dynamics(1.0, beta, budget=budget))
+    assert seen.entries <= max(budget // 4, Xi.numel())
+    assert seen.entries < len(Xi) * len(X)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
+@pytest.mark.parametrize("beta", [1.0, 60.0])
+def test_answers_do_not_depend_on_budget_or_company(alpha, beta):
+    Xi = apart()
+    X = queries(Xi)
+    whole = ask(Xi, X, alpha, beta)
+    for budget in (1, 1 << 18, 1 << 30):
+        assert torch.allclose(ask(Xi, X, alpha, beta, budget=budget).patterns, whole.patterns, atol=1e-5)
+    order = torch.randperm(len(X), generator=torch.Generator().manual_seed(7))
+    assert torch.allclose(ask(Xi, X[order], alpha, beta).patterns, whole.patterns[order], atol=1e-5)
+    for row in range(3):
+        assert torch.allclose(ask(Xi, X[row : row + 1], alpha, beta).patterns[0], whole.patterns[row], atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0])
+@pytest.mark.parametrize("beta", [1.0, 80.0])
+def test_of_equal_scores_the_lowest_memory_comes_first(alpha, beta):
+    Xi = torch.cat([apart()[:1300], apart()[:1300]])
+    found = ask(Xi, apart()[:5], alpha, beta, top=2)
+    assert found.index.tolist() == [[row, row + 1300] for row in range(5)]

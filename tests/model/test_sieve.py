@@ -1,0 +1,137 @@
+"""The coarse pass: its rounding stays within the bound, and what it leaves out weighs nothing."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hopmem.model import sieve as module
+from hopmem.model.entmax import entmax
+from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
+from hopmem.model.sieve import coarse_type, maxima, reach, rounding, sieve, states_at_once
+from tests.model import randn
+
+M = 2500  # more than SMALL, and no multiple of a group
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    monkeypatch.setattr(module, "coarse_type", lambda device: request.param)
+    return request.param
+
+
+def banks() -> dict[str, Tensor]:
+    alike = randn(1, 24) + 1e-3 * randn(M, 24, seed=1)
+    return {"apart": randn(M, 24), "alike": alike, "positive": randn(M, 24).abs(), "loud": randn(M, 24) * 1e12}
+
+
+def states(Xi: Tensor, count: int = 20) -> Tensor:
+    return unit(Xi[:count].double() + 0.3 * Xi.std() * randn(count, Xi.shape[1], seed=2))
+
+
+@pytest.mark.parametrize("name", list(banks()))
+def test_no_coarse_maximum_is_farther_from_the_exact_one_than_the_bound_says(kind, name):
+    Xi = banks()[name]
+    Y, Z = states(Xi), unit(Xi.double())
+    found = sieve(Y, Features(Patterns(Xi)), reach=0.01)
+    assert found.top.dtype == kind
+    exact = torch.stack([(Z[start : start + found.group] @ Y.T).amax(0) for start in range(0, M, found.group)])
+    assert found.top.shape == exact.shape
+    assert ((found.top.double() - exact).abs() <= found.slack).all()
+
+
+def test_the_bound_is_of_the_size_of_the_rounding():
+    assert rounding(torch.float32, 1000) < 1e-4
+    assert 4 * 2**-8 < rounding(torch.bfloat16, 1000) < 6 * 2**-8
+
+
+@pytest.mark.usefixtures("kind")
+@pytest.mark.parametrize("alpha", [1.0, 1.2, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("beta", [150.0, 1000.0])
+def test_what_lies_below_the_floor_weighs_no_more_than_the_leak(alpha, beta):
+    Xi, leak = banks()["apart"], 1e-6
+    Y, Z = states(Xi), unit(Xi.double())
+    t = reach(alpha, beta, M, leak)
+    found = sieve(Y, Features(Patterns(Xi)), t)
+    matter = (found.top >= found.floor(t)).repeat_interleave(found.group, 0)[:M].T
+    P = entmax(beta * (Y @ Z.T), alpha)
+    assert float(P.masked_fill(matter, 0).sum(1).max()) <= (leak if alpha == 1 else 0)
+    assert not bool(matter.all())
+
+
+@pytest.mark.usefixtures("kind")
+@pytest.mark.parametrize("k", [1, 2, 5, 39, 40, 2000])
+def test_the_groups_above_the_floor_hold_the_k_best_memories(k):
+    Xi = banks()["apart"]
+    Y, Z = states(Xi), unit(Xi.double())
+    found = sieve(Y, Features(Patterns(Xi)), reach=1e-4)
+    matter = (found.top >= found.floor(1e-4, k)).repeat_interleave(found.group, 0)[:M].T
+    best = (Y @ Z.T).topk(k, dim=1).indices
+    assert matter.gather(1, best).all()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.1, 5.0])
+def test_no_pass_is_made_where_every_memory_matters_anyway(monkeypatch, beta):
+    monkeypatch.setattr(Features, "products", lambda *_: pytest.fail("a pass was made"))
+    assert sieve(states(banks()["apart"]), Features(Patterns(banks()["apart"])), reach(1.0, beta, M, 1e-8)) is None
+
+
+def test_the_pass_is_given_up_once_it_is_certain_that_most_matter(monkeypatch):
+    scored = []
+    products = Features.products
+    monkeypatch.setattr(module, "COARSE_ROWS", 128)
+
+    def spied(self: Features, rows: slice, *rest: Tensor) -> Tensor:
+        scored.append(rows)
+        return products(self, rows, *rest)
+
+    monkeypatch.setattr(Features, "products", spied)
+    assert sieve(states(banks()["alike"]), Features(Patterns(banks()["alike"])), reach=1.0) is None
+    assert scored[-1].stop <= M // module.SAMPLE + 128
+
+
+@pytest.mark.parametrize(("rows", "group"), [(1, 4), (4, 4), (10, 4), (3, 64)])
+def test_maxima_are_those_of_each_group(rows, group):
+    S, out = randn(rows, 5), torch.empty(-(-rows // group), 5)
+    maxima(S, group, out)
+    assert torch.equal(out, torch.stack([S[start : start + group].amax(0) for start in range(0, rows, group)]))
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 3.0])
+def test_the_reach_ends_where_the_support_ends(alpha):
+    t = reach(alpha, 10.0, 2, 1e-8)
+    inside, outside = (
+        entmax(torch.tensor([0.0, -10 * t * share], dtype=torch.float64), alpha) for share in (0.99, 1.01)
+    )
+    assert inside[1] > 0
+    assert outside[1] == 0
+
+
+def test_the_reach_of_softmax_is_where_so_many_weigh_the_leak():
+    t = reach(1.0, 20.0, 1000, 1e-6)
+    assert 1000 * math.exp(-20 * t) == pytest.approx(1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2048, 100_000, 10**9])
+def test_the_maxima_of_a_block_of_states_fit_the_budget(count):
+    states, groups = states_at_once(count, 64 << 20), count if count <= module.SMALL else count / module.GROUP
+    assert states == 1 or states * groups * module.BYTES <= 64 << 20
+
+
+def test_the_processor_decides_the_type():
+    assert coarse_type(torch.device("cpu")) in {torch.bfloat16, torch.float32}
+
+
+@pytest.mark.parametrize("stored", ["uint8", "float16", "float32", "float64", "learned", "centred", "tiny"])
+def test_products_are_the_cosines_whatever_is_stored(stored):
+    X = (40 * randn(70, 9)).clamp(-99, 99)
+    X[5] = 0
+    kinds = {"uint8": (X + 100).byte(), "float16": X.half(), "float64": X.double(), "tiny": X * 1e-30}
+    phi = {"learned": FeatureMap(randn(4, 9, seed=1), randn(4, seed=2)), "centred": FeatureMap(centred=True)}
+    memory = Features(Patterns(kinds.get(stored, X), 1 / 255), phi.get(stored, FeatureMap()))
+    T = unit(randn(6, memory.dimension, seed=3)).T.contiguous()
+    expected = memory[slice(0, 70)] @ T
+    for out in (None, torch.empty(100, 6)):
+        assert torch.allclose(memory.products(slice(0, 70), T, out), expected, atol=1e-6)
+    assert torch.allclose(memory.exact(slice(3, 9)) @ T.double(), expected[3:9].double(), atol=1e-6)
