@@ -16,14 +16,15 @@ from torch import Tensor
 from hopmem.model.entmax import conjugate, entmax
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.scan import RowBlocks, combine, memory_rows, query_blocks, top_scores
-from hopmem.model.sieve import GROUP, Sieve, maxima, reach, rounding, sieve
+from hopmem.model.sieve import Sieve, group_size, maxima, reach, sieve
 
 VISIBLE = 0.01  # a softmax weight counts toward a metastable state above this (U-Hop+, after Martins et al., 2023)
 LEAK = 1e-8  # weight that may be lost
-FEW = 16  # groups that any state may look into; of many, one in SHARE
-SHARE = 128
+FEW = 8  # memories, or groups with the k best, that any state may look into
+SHARE = 128  # it may look into one in so many; a fused pass over all of them is quicker beyond
 LOWEST = -80.0  # exponent of the least weight that is summed: below the normal numbers arithmetic crawls
 TABLE_BYTES = 64  # for each memory that a state sees: its number, its scores and their copies
+SHARP = 256.0  # β beyond which memories enter in float64: β times what float32 rounds off is an error of p
 STREAM_ROWS = 2048  # memories of a block of the fused pass: their scores stay near the processor
 
 Mix = Callable[[RowBlocks, int, Tensor], Tensor]  # (rows, their width n, which of the states [c]) ↦ p · rows [c, n]
@@ -76,9 +77,9 @@ def associate(
         floor = coarse.floor(t, k)
         matter = coarse.top >= floor  # [G, b]
         seen = matter.sum(0) * coarse.group  # memories of the groups that matter
-        few = seen <= max(FEW * GROUP, 2 * k * coarse.group, M // SHARE)
+        few = seen <= max(FEW, 2 * k * coarse.group, M // SHARE)
         for some in _alike(few, seen, how.budget):
-            table = rescored(Y[some], memory, coarse.group, matter[:, some], floor[some], how.budget)
+            table = rescored(Y[some], memory, coarse.group, matter[:, some], floor[some], how)
             yield some, _held(*table, how)
         many = (~few).nonzero()[:, 0]
     if len(many) and how.alpha == 1:
@@ -108,7 +109,7 @@ def _alike(few: Tensor, seen: Tensor, budget: int) -> Iterator[Tensor]:
 
 
 def rescored(
-    Y: Tensor, memory: Features, group: int, matter: Tensor, floor: Tensor, budget: int
+    Y: Tensor, memory: Features, group: int, matter: Tensor, floor: Tensor, how: Weighing
 ) -> tuple[Tensor, Tensor]:
     """The exact scores of all memories that can matter.
 
@@ -118,7 +119,7 @@ def rescored(
         group: memories in a group.
         matter: the groups to look into [G, b], at least one for each state.
         floor: scores below it do not matter [b].
-        budget: bytes of working memory.
+        how: β and the budget.
 
     Returns:
         Memories [b, k] and their scores in float64 [b, k], best first; where a state has fewer, −∞.
@@ -127,7 +128,7 @@ def rescored(
     rows = which[:, None] * group + torch.arange(group, device=Y.device)  # [n, group]
     if group > 1:
         y, kept = Y.float(), []
-        for part in blocks(len(rows), max(1, budget // (32 * group * Y.shape[1]))):
+        for part in blocks(len(rows), max(1, how.budget // (32 * group * Y.shape[1]))):
             U, scale = memory.raw(rows[part].clamp(max=len(memory) - 1).flatten())
             S = (U.to(y).view(-1, group, Y.shape[1]) @ y[state[part], :, None])[..., 0]  # [n, group]
             S = S if scale is None else S * scale.view_as(S)
@@ -135,8 +136,9 @@ def rescored(
         keep = torch.cat(kept)
         state, rows = state[:, None].expand_as(rows)[keep], rows[keep]
     rows, exact = rows.flatten(), []
-    for part in blocks(len(rows), max(1, budget // (32 * Y.shape[1]))):
-        exact.append((memory.exact(rows[part]) * Y[state[part]]).sum(1))
+    for part in blocks(len(rows), max(1, how.budget // (32 * Y.shape[1]))):
+        Z = memory.exact(rows[part]) if how.beta > SHARP else memory[rows[part]]
+        exact.append((Z * Y[state[part]]).sum(1))
     return _table(state, rows, torch.cat(exact), len(Y))
 
 
@@ -203,12 +205,14 @@ def _streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, widt
         The association.
     """
     mixed, total, top = fused(Y, memory, how, first, width)
-    seen = Sieve(top, GROUP, rounding(torch.float32, Y.shape[1]) * Y.norm(dim=1).float())
+    group = group_size(len(memory))
+    usual = (math.sqrt(Y.shape[1]) + 8) * 2.0**-23  # what rounding moves a score by, but for the rarest
+    seen = Sieve(top, group, usual * Y.norm(dim=1).float())
     below = (-math.log(VISIBLE) - total.log()).clamp_min(0) / max(how.beta, torch.finfo(total.dtype).tiny)
     k = min(max(2, how.top), len(memory))  # the runner-up says how far ahead the best is
     floor = torch.minimum(seen.floor(0.0, k), seen.floor(0.0) - below.float())
     matter = _best_groups(top, floor, 2 * k + round(1 / VISIBLE))
-    index, S = rescored(Y, memory, GROUP, matter, floor, how.budget)
+    index, S = rescored(Y, memory, group, matter, floor, how)
     P = (how.beta * (S - S[:, :1])).exp() / total[:, None]
 
     def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
@@ -251,21 +255,22 @@ def fused(Y: Tensor, memory: Features, how: Weighing, rows_of: RowBlocks, width:
         p · rows [b, width] in float32, one over the largest weight [b] in float64, and the largest score of each group
         [G, b].
     """
-    T, M = Y.float().T.contiguous(), len(memory)
-    top = T.new_empty(-(-M // GROUP), T.shape[1])
+    T, M = (Y if how.beta > SHARP else Y.float()).T.contiguous(), len(memory)
+    group = group_size(M)
+    top = T.new_empty(-(-M // group), T.shape[1], dtype=torch.float32)
     peak, total = T.new_full((T.shape[1],), -math.inf), Y.new_zeros(len(Y))
-    mixed = T.new_zeros(len(Y), width)
-    size = max(GROUP, min(STREAM_ROWS, memory_rows(max(width, memory.dimension), how.budget)) // GROUP * GROUP)
+    mixed = torch.zeros(len(Y), width, device=Y.device)
+    size = max(group, min(STREAM_ROWS, memory_rows(max(width, memory.dimension), how.budget)) // group * group)
     buffer = T.new_empty(min(M, size), T.shape[1])
     for rows in blocks(M, size):
         S = memory.products(rows, T, buffer)  # [m, b]
-        groups = top[rows.start // GROUP : -(-rows.stop // GROUP)]
-        maxima(S, GROUP, groups)
-        highest = torch.maximum(peak, groups.amax(0))
+        groups = top[rows.start // group : -(-rows.stop // group)]
+        maxima(S, group, groups)
+        highest = torch.maximum(peak, S.amax(0))
         faded = (how.beta * (peak - highest)).exp().nan_to_num(0)  # nothing has been summed before the first block
         P = S.sub_(highest).mul_(how.beta)
         P = (P.clamp_min_(LOWEST) if 2 * how.beta > -LOWEST else P).exp_()
         total = total * faded + P.sum(0)
-        mixed.mul_(faded[:, None]).addmm_(P.T, rows_of[rows])
+        mixed.mul_(faded[:, None].float()).addmm_(P.float().T, rows_of[rows])
         peak = highest
     return mixed / total[:, None].float(), total, top

@@ -287,6 +287,8 @@ class Features:
         Returns:
             [m, b] of the type of T.
         """
+        if T.dtype == torch.float64:
+            return torch.mm(self.exact(rows), T, out=None if out is None else out[: rows.stop - rows.start])
         U, scale = self.raw(rows)
         if T.shape[1] == 1:  # twice as fast as the product of two matrices
             S = torch.mv(U.to(T), T[:, 0])[:, None]

@@ -1,6 +1,6 @@
 """The coarse pass: which groups of memories can matter to which states, with a bound on what the others weigh.
 
-A state y is scored against every memory in the processor's fastest type, and of each group of `GROUP` memories only the
+A state y is scored against every memory in the processor's fastest type, and of each group of memories only the
 largest score is kept. Rounding both factors, their product, the factor that makes memories unit and the product with it
 by u each, and adding up in float32, moves a score by at most
 
@@ -21,8 +21,8 @@ from torch import Tensor
 
 from hopmem.model.kernel import Features, blocks
 
-GROUP = 32  # memories that share a coarse maximum
-SMALL = 2048  # memories up to which each is a group of its own, scored in float32
+GROUPS = 8192  # as many groups as this, or of `LARGEST` memories each more; small banks are scored in float32
+LARGEST = 32
 SAMPLE = 16  # after one in so many memories it may show that too many matter
 MATTERING = 8  # which is when one group in so many certainly does, on average
 COARSE_ROWS = 8192  # memories that are scored at a time
@@ -98,8 +98,22 @@ def states_at_once(M: int, budget: int) -> int:
     Returns:
         At least one.
     """
-    groups = M if M <= SMALL else -(-M // GROUP)
-    return max(1, min(1024, budget // (BYTES * groups)))
+    return max(1, min(1024, budget // (BYTES * -(-M // group_size(M)))))
+
+
+def group_size(M: int) -> int:
+    """How many memories share a maximum.
+
+    Args:
+        M: memories.
+
+    Returns:
+        A power of two, 1 for few memories.
+    """
+    size = 1
+    while size < LARGEST and size * GROUPS < M:
+        size *= 2
+    return size
 
 
 def sieve(Y: Tensor, memory: Features, reach: float) -> Sieve | None:
@@ -114,7 +128,8 @@ def sieve(Y: Tensor, memory: Features, reach: float) -> Sieve | None:
         The maxima of all groups; None as soon as it is certain that too many of them matter.
     """
     M, b, D = len(memory), *Y.shape
-    group, kind = (1, torch.float32) if M <= SMALL else (GROUP, coarse_type(Y.device))
+    group = group_size(M)
+    kind = torch.float32 if group == 1 else coarse_type(Y.device)
     length = Y.norm(dim=1).float()  # no score is larger
     slack = rounding(kind, D) * length
     if reach >= 2 * float(length.max()):
@@ -155,7 +170,6 @@ def maxima(S: Tensor, group: int, out: Tensor) -> None:
         out: where the maxima go [⌈m/group⌉, b].
     """
     whole = len(S) // group
-    if whole:
-        torch.amax(S[: whole * group].view(whole, group, -1), 1, out=out[:whole])
+    out[:whole] = S[: whole * group].view(whole, group, S.shape[1]).amax(1) if group > 1 else S
     if whole < len(out):
         out[whole] = S[whole * group :].amax(0)

@@ -15,9 +15,15 @@ from hopmem.model.hopfield import Dynamics, retrieve
 from hopmem.model.kernel import Features, Patterns, unit
 from tests.model import randn
 
-M, d, B = 2600, 24, 12
+M, d, B = 2600, 24, 12  # with GROUPS as below, more than one memory in a group
 BETA = 150.0  # sharp enough that few memories matter
 WAYS = ("_held", "_dense", "_streamed")
+
+
+@pytest.fixture(autouse=True, params=[300, 8192], ids=["grouped", "small"])
+def grouped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memories in groups of sixteen, as in a large bank, or each alone."""
+    monkeypatch.setattr(sieve, "GROUPS", request.param)
 
 
 def apart() -> Tensor:
@@ -109,7 +115,7 @@ def both_ways(alpha: float) -> Iterator[Association]:
     Y, memory = unit(queries(Xi).double()), Features(Patterns(Xi))
     found = sieve.sieve(Y, memory, sieve.reach(alpha, BETA, M, 1e-8))
     floor = found.floor(sieve.reach(alpha, BETA, M, 1e-8), 3)
-    yield module._held(*module.rescored(Y, memory, found.group, found.top >= floor, floor, 1 << 20), how)
+    yield module._held(*module.rescored(Y, memory, found.group, found.top >= floor, floor, how), how)
     yield module._streamed(Y, memory, how, memory, d) if alpha == 1 else module._dense(Y, memory, how)
 
 

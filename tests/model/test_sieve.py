@@ -12,7 +12,13 @@ from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
 from hopmem.model.sieve import coarse_type, maxima, reach, rounding, sieve, states_at_once
 from tests.model import randn
 
-M = 2500  # more than SMALL, and no multiple of a group
+M = 2500  # no multiple of a group
+
+
+@pytest.fixture(autouse=True, params=[300, 8192], ids=["grouped", "small"])
+def grouped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memories in groups of sixteen, as in a large bank, or each alone."""
+    monkeypatch.setattr(module, "GROUPS", request.param)
 
 
 @pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
@@ -35,7 +41,7 @@ def test_no_coarse_maximum_is_farther_from_the_exact_one_than_the_bound_says(kin
     Xi = banks()[name]
     Y, Z = states(Xi), unit(Xi.double())
     found = sieve(Y, Features(Patterns(Xi)), reach=0.01)
-    assert found.top.dtype == kind
+    assert found.top.dtype == (torch.float32 if found.group == 1 else kind)
     exact = torch.stack([(Z[start : start + found.group] @ Y.T).amax(0) for start in range(0, M, found.group)])
     assert found.top.shape == exact.shape
     assert ((found.top.double() - exact).abs() <= found.slack).all()
@@ -81,6 +87,7 @@ def test_the_pass_is_given_up_once_it_is_certain_that_most_matter(monkeypatch):
     scored = []
     products = Features.products
     monkeypatch.setattr(module, "COARSE_ROWS", 128)
+    monkeypatch.setattr(module, "GROUPS", 300)
 
     def spied(self: Features, rows: slice, *rest: Tensor) -> Tensor:
         scored.append(rows)
@@ -115,7 +122,7 @@ def test_the_reach_of_softmax_is_where_so_many_weigh_the_leak():
 
 @pytest.mark.parametrize("count", [1, 2048, 100_000, 10**9])
 def test_the_maxima_of_a_block_of_states_fit_the_budget(count):
-    states, groups = states_at_once(count, 64 << 20), count if count <= module.SMALL else count / module.GROUP
+    states, groups = states_at_once(count, 64 << 20), count / module.group_size(count)
     assert states == 1 or states * groups * module.BYTES <= 64 << 20
 
 

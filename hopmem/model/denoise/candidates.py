@@ -108,10 +108,10 @@ def try_all(
     rows, lengths, tried = torch.cat(parts), [len(part) for part in parts], 0
     for weight, ridge in COVARIANCES:
         plain = whitening(moments.fit, weight, ridge)
-        whitened = plain(rows)
+        whitened, V = plain(rows), None
         for white in (plain, plain.centred(bright)):
             memories, queries, rivals = torch.split(white.drop(whitened), lengths)
-            V = _directions(search, memories, dimension)
+            V = _directions(search, memories, dimension, None if V is None else white.drop(V.T).T)
             recipe = Recipe(weight, ridge, centred=white.dropped is not None)
             yield _best_view(search, recipe, _views(V, queries, rivals, dimension))
             tried += 1
@@ -165,9 +165,9 @@ def _spread(items: Tensor, count: int) -> Tensor:
     return items[torch.linspace(0, len(items) - 1, count, dtype=torch.float64).long()]
 
 
-def _directions(search: Search, memories: Tensor, dimension: int | None) -> Tensor:
+def _directions(search: Search, memories: Tensor, dimension: int | None, near: Tensor | None = None) -> Tensor:
     generator = torch.Generator(memories.device).manual_seed(draws(search.seed, FIT))
-    return discriminants(memories, dimension or MOST_DIRECTIONS, generator)
+    return discriminants(memories, dimension or MOST_DIRECTIONS, generator, near)
 
 
 def _scatter(search: Search, frame: Frame, items: Tensor, pairs: int, generator: torch.Generator) -> Scatter:

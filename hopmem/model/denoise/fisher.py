@@ -205,18 +205,22 @@ def whitening(scatter: Scatter, memory_weight: float | None, ridge: float) -> Wh
     return Whitening(torch.linalg.cholesky(K).float())
 
 
-def discriminants(F: Tensor, most: int, generator: torch.Generator) -> Tensor:
+def discriminants(F: Tensor, most: int, generator: torch.Generator, near: Tensor | None = None) -> Tensor:
     """The directions of largest signal-to-noise ratio, best first.
 
     Args:
         F: whitened memories [n, r].
         most: how many directions to find at most.
         generator: starts the subspace iteration, where one is needed.
+        near: columns [r, k] whose span is that of the directions already, all but a direction or two.
 
     Returns:
         Orthonormal columns V [r, k], k ≤ min(most, n, r).
     """
-    return _leading(F - F.mean(0), max(1, min(most, *F.shape)), generator)
+    F = F - F.mean(0)
+    if near is not None:
+        return _ordered(F, torch.linalg.qr(near).Q)
+    return _leading(F, max(1, min(most, *F.shape)), generator)
 
 
 def feature_map(frame: Frame, T: Tensor, lift: float = 0.0) -> FeatureMap:
@@ -292,7 +296,18 @@ def _leading(F: Tensor, k: int, generator: torch.Generator) -> Tensor:
         for _ in range(POWER_STEPS):  # LU keeps the columns apart as QR does, for a fifth of the time
             Q = F.T @ (F @ _lower(Q))
         Q = torch.linalg.qr(Q).Q
-        V = Q @ torch.linalg.eigh((F @ Q).T @ (F @ Q)).eigenvectors.flip(1)[:, :k]
+        V = _ordered(F, Q)[:, :k]
+    return V
+
+
+def _ordered(F: Tensor, Q: Tensor) -> Tensor:
+    """The singular directions of F [n, r] within a span, of Q's orthonormal columns (Rayleigh and Ritz).
+
+    Returns:
+        Columns of the shape of Q, those along which F is longest first.
+    """
+    G = F @ Q
+    V: Tensor = Q @ torch.linalg.eigh(G.T @ G).eigenvectors.flip(1)
     return V
 
 

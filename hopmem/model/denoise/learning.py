@@ -15,7 +15,7 @@ from torch import Tensor
 from hopmem.model.denoise.candidates import Candidate, Moments, fitted, measure, try_all
 from hopmem.model.denoise.fisher import feature_map, lift_of
 from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
-from hopmem.model.denoise.search import Search, begin, judged, surprise
+from hopmem.model.denoise.search import Search, begin, glanced, judged, surprise
 from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, verdict
 from hopmem.model.kernel import FeatureMap, Patterns, blocks
 from hopmem.model.separation import Halt, LossProgress, Progress, never
@@ -86,7 +86,7 @@ def learn_denoise(
     """
     search = begin(source, how.seed, budget)
     trial = search.raw_trial()
-    raws = {name: (phi, judged(search, phi, trial)) for name, phi in raw_maps(source.memory).items()}
+    raws = {name: (phi, glanced(search, phi, trial)) for name, phi in raw_maps(source.memory).items()}
     table = [row for name, (_, score) in raws.items() for row in _rows(source, trial, name, score)]
     moments, tried, halted = measure(search), [], False
     for candidate in try_all(search, moments, dimension, trying):
@@ -242,7 +242,7 @@ def _rows(source: Source, trial: Trial, method: str, score: Score) -> list[Tried
     for number, name in enumerate(source.names):
         part = trial.noise == number
         if bool(part.any()):
-            found.append(Tried(name, method, float(score.right[part].mean()), float(score.error[part].mean())))
+            found.append(Tried(name, method, float(score.right[part].mean()), float(score.error[part].nanmean())))
     return found
 
 

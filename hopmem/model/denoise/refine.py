@@ -17,7 +17,7 @@ from hopmem.model.kernel import FeatureMap, unit
 from hopmem.model.separation import Halt, LossProgress, State, largest, never
 
 LOOK_EVERY = 20  # steps between two looks at the validation
-PATIENCE = 4  # looks without a better map, after which refinement ends
+PATIENCE = 3  # looks without a better map, after which refinement ends
 BETA_RATE = 30.0  # how much faster log β may move than W does
 SEED_STRIDE = 1_000_003  # seeds of successive steps lie one apart, and those of successive seeds this far,
 FIRST_STEP = 64  # away from the seeds of other purposes

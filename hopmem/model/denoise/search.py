@@ -1,13 +1,15 @@
 """The search for a map under given noise: what is learned from, what is validated on, and against which rivals."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, judge, least_error
-from hopmem.model.kernel import FeatureMap, Patterns, unit
+from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, judge, least_error, verdict
+from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks, unit
+from hopmem.model.scan import scores
 
 HELD_OUT = 5  # one item in so many is kept for validation
 FEWEST_TO_SPLIT = 20  # items below which none can be spared, and only the corruptions are held out
@@ -149,6 +151,29 @@ def judged(search: Search, phi: FeatureMap, trial: Trial) -> Score:
     S, place = _rival_scores(search, phi)
     beta, _ = least_error(S, place, search.rivals, search.energy)
     return judge(phi, trial, search.source.memory, beta, search.energy, search.budget)
+
+
+def glanced(search: Search, phi: FeatureMap, trial: Trial) -> Score:
+    """Judge a map by its scores of all queries, and by the answers to a few of them.
+
+    Args:
+        search: the search.
+        phi: the map.
+        trial: the queries.
+
+    Returns:
+        Its score; the error is NaN where it was not looked at.
+    """
+    if bool(trial.X.isnan().any()):
+        return judged(search, phi, trial)
+    Z, right = Features(search.source.memory, phi).held(search.budget), []
+    for rows in blocks(len(trial.X), max(1, search.budget // (16 * len(Z)))):
+        S = scores(unit(phi(trial.X[rows])), Z, search.budget)
+        right.append(verdict(S, trial.truth[rows].to(S.device)).right.cpu())
+    few = judged(search, phi, trial.some(BETA_QUERIES))
+    error = torch.full((len(trial.X),), math.nan, dtype=torch.float64)
+    error[:: -(-len(trial.X) // BETA_QUERIES)] = few.error
+    return Score(few.beta, torch.cat(right).double(), error)
 
 
 def _rival_scores(search: Search, phi: FeatureMap) -> tuple[Tensor, Tensor]:

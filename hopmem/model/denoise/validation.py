@@ -122,12 +122,12 @@ class Score:
 
     beta: float  # of least error
     right: Tensor  # [v] float64: 1 where the largest weight is on the right memory
-    error: Tensor  # [v] float64: the papers' error, the sum over entries of the squared difference
+    error: Tensor  # [v] float64: the papers' error, the sum over entries of the squared difference; NaN: not measured
 
     @property
     def rank(self) -> tuple[float, float]:
         """Accuracy, then error: larger is better."""
-        return float(self.right.mean()), -float(self.error.mean())
+        return float(self.right.mean()), -float(self.error.nanmean())
 
 
 @dataclass(frozen=True)
