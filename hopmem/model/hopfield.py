@@ -173,7 +173,7 @@ def _settle(Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamic
                 moving = (~still).nonzero()[:, 0]
                 Y[states[moving]] = p.mix(memory, memory.dimension, moving)
                 left.append(states[moving])
-        waiting = torch.cat(left)
+        waiting = torch.cat(left).sort().values
         if not len(waiting):
             break
     return parts[0] if len(parts) == 1 else _take(_join(parts), torch.cat(order).argsort())

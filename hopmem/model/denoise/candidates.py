@@ -23,11 +23,10 @@ from hopmem.model.denoise.validation import BETA_QUERIES, Verdict, least_error, 
 from hopmem.model.kernel import blocks
 from hopmem.model.separation import Progress
 
-RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 COVARIANCES = (
-    *((0.0, ridge) for ridge in (1e-4, *RIDGES)),  # (weight of the memories beside the noise, ridge)
-    *((0.03, ridge) for ridge in RIDGES[:3]),
-    *((None, ridge) for ridge in RIDGES),
+    *((0.0, ridge) for ridge in (1e-3, 1e-2, 0.1, 0.3, 1.0)),  # (weight of the memories beside the noise, ridge)
+    *((0.03, ridge) for ridge in (1e-3, 1e-2, 0.1)),
+    *((None, ridge) for ridge in (1e-3, 1e-2, 0.1, 1.0)),
 )
 DIMENSIONS = (8, 16, 32, 64, 128, 256, 512)  # discriminants that are kept; the whole space is tried besides
 PAIRS_PER_DIMENSION = 4  # corrupted copies from which the noise is measured
