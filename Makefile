@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench clean
 
 # The environment: made once, and again whenever the dependencies change.
 .venv/.ready: pyproject.toml constraints.txt
@@ -21,6 +21,9 @@ check: .venv/.ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n auto -m 'not gpu'
+
+bench: .venv/.ready
+	$(BIN)/python benchmarks/bench_retrieve.py --json benchmarks/results.json
 
 clean:
 	rm -rf .venv demo build *.egg-info

@@ -104,37 +104,23 @@ def large(M: int, runs: int) -> list[dict]:
     def error(alpha: float, beta: float) -> float:
         return off(ask(alpha, beta), Z, Y, alpha, beta)
 
-    size = f"M = {M:,}, d = 784, B = 1,024"
+    size, peak = f"M = {M:,}, d = 784, B = 1,024", error(1, 100)
+    sdpa, search = paired(ask, lambda: attend(100.0), runs), paired(ask, lambda: flat.search(Y.numpy(), 1), runs)
     rows = [
-        row(f"{size}, α = 1, β = 100", "torch SDPA", 0.25, paired(ask, lambda: attend(100.0), runs), error(1, 100)),
-        row(
-            "the same",
-            "faiss flat, top 1, search only",
-            0.6,
-            paired(ask, lambda: flat.search(Y.numpy(), 1), runs),
-            None,
-        ),
+        row(f"{size}, α = 1, β = 100", "torch SDPA", 0.25, sdpa, peak),
+        row("the same", "faiss flat, top 1, search only", 0.6, search, None),
     ]
     for alpha in (1.5, 2.0):
-        rows.append(
-            row(f"α = {alpha}", "hopmem, α = 1", 1.15, paired(lambda a=alpha: ask(a), ask, runs), error(alpha, 100))
-        )
-    rows.append(
-        row("α = 1.5", "entmax15, k = 100, on all scores", 0.12, paired(lambda: ask(1.5), entmax_package, runs), None)
-    )
-    broad = paired(lambda: ask(1.0, 1.0), lambda: attend(1.0), runs)
-    rows.append(row("α = 1, β = 1: every weight matters", "torch SDPA", 1.15, broad, error(1, 1)))
+        times = paired(lambda alpha=alpha: ask(alpha), ask, runs)
+        rows.append(row(f"α = {alpha}", "hopmem, α = 1", 1.15, times, error(alpha, 100)))
+    times = paired(lambda: ask(1.5), entmax_package, runs)
+    rows.append(row("α = 1.5", "entmax15, k = 100, on all scores", 0.12, times, None))
+    times = paired(lambda: ask(1.0, 1.0), lambda: attend(1.0), runs)
+    rows.append(row("α = 1, β = 1: every weight matters", "torch SDPA", 1.15, times, error(1, 1)))
     rows.append(row("five steps", "hopmem, one step", 2.2, paired(lambda: ask(steps=5), ask, runs), None))
     with without_bfloat16():
-        rows.append(
-            row(
-                "α = 1, β = 100 without bfloat16",
-                "torch SDPA",
-                0.65,
-                paired(ask, lambda: attend(100.0), runs),
-                error(1, 100),
-            )
-        )
+        times = paired(ask, lambda: attend(100.0), runs)
+        rows.append(row("α = 1, β = 100 without bfloat16", "torch SDPA", 0.65, times, error(1, 100)))
     return rows
 
 
@@ -152,18 +138,6 @@ def small(runs: int) -> dict:
     product = statistics.median(paired(lambda: Z @ x, lambda: None, 100)[0])
     times = paired(lambda: hopmem.retrieve(bank, Y, beta=100.0), product_and_a_millisecond, 20 * runs)
     return row("M = 1,000, d = 784, B = 1", "matrix-vector product + 1 ms", 1.5, times, None)
-
-
-PEAK = """
-import resource, sys, torch
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-import hopmem, numpy
-bank = hopmem.MemoryBank.load(sys.argv[1])
-hopmem.retrieve(bank, numpy.load(sys.argv[2]), beta=float(sys.argv[3]))
-status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-anonymous = int(status["RssAnon"].split()[0])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, anonymous)
-"""
 
 
 def main() -> None:

@@ -64,7 +64,9 @@ def bank_of(images: torch.Tensor, count: int, seed: int) -> MemoryBank:
     return MemoryBank(bank.patterns, bank.names, bank.shape, scale=1 / 255, layout=layout, seed=seed)
 
 
-def measure(images: torch.Tensor, count: int, seed: int, samples: int) -> Iterator[tuple[str, str, float, float]]:
+def measure(
+    images: torch.Tensor, count: int, seed: int, samples: int, noises: list[str]
+) -> Iterator[tuple[str, str, float, float]]:
     """Accuracy and error of every method under every noise.
 
     Yields:
@@ -75,7 +77,7 @@ def measure(images: torch.Tensor, count: int, seed: int, samples: int) -> Iterat
         "mixed map": hopmem.optimize(raw, noise="mixed", seed=seed),
         "spherical": hopmem.optimize(raw, objective="spherical", seed=seed),
     }
-    for noise in NOISES:
+    for noise in noises:
         for row in hopmem.evaluate(raw, noise=[noise], methods=BASELINES, samples=samples, seed=seed + 1000).rows:
             yield noise, row.method, row.accuracy, row.error
         for name, bank in (*shared.items(), ("denoise", hopmem.optimize(raw, noise=noise, seed=seed))):
@@ -90,6 +92,7 @@ def main() -> None:
     parser.add_argument("--patterns", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--noise", action="append", help="may be given again; default: all of the tables")
     parser.add_argument("--sets", default="mnist,cifar10")
     parser.add_argument("--out", type=Path, default=Path("objectives"))
     asked = parser.parse_args()
@@ -101,7 +104,9 @@ def main() -> None:
             rows = csv.writer(file)
             rows.writerow(["seed", "noise", "method", "accuracy", "error"])
             for seed in range(asked.seeds):
-                for noise, method, accuracy, error in measure(images, asked.patterns, seed, asked.samples):
+                for noise, method, accuracy, error in measure(
+                    images, asked.patterns, seed, asked.samples, asked.noise or list(NOISES)
+                ):
                     rows.writerow([seed, noise, method, f"{accuracy:.4f}", f"{error:.6g}"])
                     file.flush()
                     found[noise, method].append((accuracy, error))

@@ -49,6 +49,7 @@ def shell(command: str) -> None:
     assert done.returncode == 0, f"{command}\n{done.stderr}"
 
 
+@pytest.mark.slow  # a minute: it learns maps; make check runs it
 def test_every_command_line_of_the_readme_runs_in_order(workplace):
     commands = typed_commands()
     assert len(commands) >= 8
