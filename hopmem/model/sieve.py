@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hopmem.model.kernel import Features, blocks
 
-GROUPS = 8192  # as many groups as this, or of `LARGEST` memories each more; small banks are scored in float32
+GROUPS = 4096  # as many groups as this, or of `LARGEST` memories each more; small banks are scored in float32
 LARGEST = 32
 SAMPLE = 16  # after one in so many memories it may show that too many matter
 MATTERING = 8  # which is when one group in so many certainly does, on average

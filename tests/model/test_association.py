@@ -20,7 +20,7 @@ BETA = 150.0  # sharp enough that few memories matter
 WAYS = ("_held", "_dense", "_streamed")
 
 
-@pytest.fixture(autouse=True, params=[300, 8192], ids=["grouped", "small"])
+@pytest.fixture(autouse=True, params=[300, 4096], ids=["grouped", "small"])
 def grouped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memories in groups of sixteen, as in a large bank, or each alone."""
     monkeypatch.setattr(sieve, "GROUPS", request.param)

@@ -15,7 +15,7 @@ from tests.model import randn
 M = 2500  # no multiple of a group
 
 
-@pytest.fixture(autouse=True, params=[300, 8192], ids=["grouped", "small"])
+@pytest.fixture(autouse=True, params=[300, 4096], ids=["grouped", "small"])
 def grouped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memories in groups of sixteen, as in a large bank, or each alone."""
     monkeypatch.setattr(module, "GROUPS", request.param)
