@@ -77,8 +77,8 @@ def ask(Xi: Tensor, X: Tensor, alpha: float, beta: float, **options):
 
 
 @pytest.mark.parametrize("coarse", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 2.0, 3.0])
-@pytest.mark.parametrize("beta", [0.1, 1.0, 30.0, 1000.0])
+@pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 3.0])
+@pytest.mark.parametrize("beta", [1.0, 30.0, 1000.0])
 @pytest.mark.parametrize("name", list(banks()))
 def test_answers_are_those_of_float64_over_all_memories(monkeypatch, name, alpha, beta, coarse):
     monkeypatch.setattr(sieve, "coarse_type", lambda device: coarse)
