@@ -102,15 +102,18 @@ def try_all(
     Yields:
         The best candidate of each.
     """
-    frame, bright = moments.frame, _bright(moments.frame)
-    parts = _memories(search, frame, search.fit), frame(search.trial.X), frame(search.rivals)
-    rows, lengths, tried = torch.cat(parts), [len(part) for part in parts], 0
+    frame, bright, tried = moments.frame, _bright(moments.frame), 0
+    X, learned = frame(search.trial.X), _learned_rows(search, search.fit)
+    rows, where = torch.unique(torch.cat([learned, search.rival_rows]), return_inverse=True)
+    of_learned, of_rivals = torch.split(where, [len(learned), len(search.rivals)])  # most rivals are learned from, too
+    both = torch.cat([X, frame(search.source.memory[rows])])
     for weight, ridge in COVARIANCES:
         plain = whitening(moments.fit, weight, ridge)
-        whitened, V = plain(rows), None
+        whitened, V = plain(both), None
         for white in (plain, plain.centred(bright)):
-            memories, queries, rivals = torch.split(white.drop(whitened), lengths)
-            V = _directions(search, memories, dimension, None if V is None else white.drop(V.T).T)
+            queries, memories = torch.split(white.drop(whitened), [len(X), len(rows)])
+            V = _directions(search, memories[of_learned], dimension, None if V is None else white.drop(V.T).T)
+            rivals = memories[of_rivals]
             recipe = Recipe(weight, ridge, centred=white.dropped is not None)
             yield _best_view(search, recipe, _views(V, queries, rivals, dimension))
             tried += 1
@@ -130,7 +133,8 @@ def fitted(search: Search, moments: Moments, recipe: Recipe) -> Fitted:
         Its directions.
     """
     frame = moments.frame
-    rows = _memories(search, frame, torch.cat([search.held, search.fit]) if search.apart else search.fit)
+    items = torch.cat([search.held, search.fit]) if search.apart else search.fit
+    rows = frame(search.source.memory[_learned_rows(search, items)])
     white = whitening(moments.fit + moments.held, recipe.memory_weight, recipe.ridge)
     white = white.centred(_bright(frame)) if recipe.centred else white
     leading = white.columns(_directions(search, white(rows), recipe.dimension))
@@ -143,14 +147,14 @@ def _rank(search: Search, frame: Frame) -> int:
     return search.source.memory.dimension if frame.basis is None else frame.basis.shape[1]
 
 
-def _memories(search: Search, frame: Frame, items: Tensor) -> Tensor:
+def _learned_rows(search: Search, items: Tensor) -> Tensor:
     """Memories whose discriminants are taken.
 
     Returns:
-        Rows in the frame [n, r].
+        int64 [n], rising.
     """
-    sample = torch.unique(search.source.rows(_spread(items, min(DIRECTION_ROWS, len(items)))))
-    return frame(search.source.memory[sample])
+    rows: Tensor = search.source.rows(_spread(items, min(DIRECTION_ROWS, len(items))))
+    return rows.unique()
 
 
 def _spread(items: Tensor, count: int) -> Tensor:
@@ -192,19 +196,20 @@ def _views(V: Tensor, queries: Tensor, rivals: Tensor, dimension: int | None) ->
     """Score whitened queries against whitened rivals at every dimension and metric that is tried.
 
     Yields:
-        The views; of nested dimensions each adds its products to those of the last.
+        The views, good until the next; of nested dimensions each adds its products to those of the last.
     """
     Q, Z = queries @ V, rivals @ V
     G, q, z, start = Q.new_zeros(len(Q), len(Z)), Q.new_zeros(len(Q), 1), Z.new_zeros(len(Z)), 0
+    S = torch.empty_like(G)
     for D, metrics in _dimensions(Q.shape[1], dimension):
         own, other = Q[:, start:D], Z[:, start:D]
-        G, q, z, start = G.addmm(own, other.T), q + own.square().sum(1, True), z + other.square().sum(1), D
+        G, q, z, start = G.addmm_(own, other.T), q + own.square().sum(1, True), z + other.square().sum(1), D
         for euclidean in metrics:
-            yield D, euclidean, _scores(G, q, z, euclidean)
+            yield D, euclidean, _scores(G, q, z, euclidean, S)
     if dimension is None and V.shape[1] < V.shape[0]:
         G, q, z = queries @ rivals.T, queries.square().sum(1, True), rivals.square().sum(1)
         for euclidean in (False, True):
-            yield None, euclidean, _scores(G, q, z, euclidean)
+            yield None, euclidean, _scores(G, q, z, euclidean, S)
 
 
 def _dimensions(most: int, dimension: int | None) -> list[tuple[int, tuple[bool, ...]]]:
@@ -218,7 +223,7 @@ def _dimensions(most: int, dimension: int | None) -> list[tuple[int, tuple[bool,
     return [(most - 1, (True,)), (most, (False,))] if most > 1 else [(1, (False, True))]
 
 
-def _scores(G: Tensor, q: Tensor, z: Tensor, euclidean: bool) -> Tensor:
+def _scores(G: Tensor, q: Tensor, z: Tensor, euclidean: bool, out: Tensor) -> Tensor:
     """Cosines of features, lifted for the Euclidean metric.
 
     Args:
@@ -226,13 +231,15 @@ def _scores(G: Tensor, q: Tensor, z: Tensor, euclidean: bool) -> Tensor:
         q: squared norms of the features of the queries [v, 1].
         z: and of the rivals [m].
         euclidean: whether to lift.
+        out: where to write [v, m]: fresh memory for every view would take longer than the scores.
 
     Returns:
-        [v, m].
+        `out`.
     """
     lift = lift_of(z) ** 2 if euclidean else 0.0
     tiny = torch.finfo(G.dtype).tiny
-    return (G + lift) * (q + lift).clamp_min(tiny).rsqrt() * (z + lift).clamp_min(tiny).rsqrt()
+    torch.add(G, lift, out=out)
+    return out.mul_((q + lift).clamp_min(tiny).rsqrt()).mul_((z + lift).clamp_min(tiny).rsqrt())
 
 
 def _best_view(search: Search, recipe: Recipe, views: Iterator[View]) -> Candidate:
@@ -242,13 +249,13 @@ def _best_view(search: Search, recipe: Recipe, views: Iterator[View]) -> Candida
         The candidate, with its error on some queries.
     """
     best: tuple[Recipe, Verdict, Tensor] | None = None
+    part = slice(None, None, -(-len(search.place) // BETA_QUERIES))
     for D, euclidean, S in views:
         found = verdict(S, search.place)
         if best is None or found.rank > best[1].rank:
-            best = replace(recipe, dimension=D, euclidean=euclidean), found, S
+            best = replace(recipe, dimension=D, euclidean=euclidean), found, S[part].clone()
     assert best is not None  # there is always a dimension
-    part = slice(None, None, -(-len(search.place) // BETA_QUERIES))
-    beta, error = least_error(best[2][part], search.place[part], search.rivals, search.energy)
+    beta, error = least_error(best[2], search.place[part], search.rivals, search.energy)
     return Candidate(best[0], best[1], beta, error)
 
 

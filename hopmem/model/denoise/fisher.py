@@ -295,8 +295,7 @@ def _leading(F: Tensor, k: int, generator: torch.Generator) -> Tensor:
         Q = F.T @ start
         for _ in range(POWER_STEPS):  # LU keeps the columns apart as QR does, for a fifth of the time
             Q = F.T @ (F @ _lower(Q))
-        Q = torch.linalg.qr(Q).Q
-        V = _ordered(F, Q)[:, :k]
+        V = _ordered(F, torch.linalg.qr(Q).Q)[:, :k]
     return V
 
 
@@ -318,5 +317,5 @@ def _lower(Y: Tensor) -> Tensor:
         The rows of the unit lower factor of Y, in Y's order.
     """
     P, L, _ = torch.linalg.lu(Y)
-    basis: Tensor = P @ L
+    basis: Tensor = L[P.argmax(1)]  # P L, without the product
     return basis

@@ -36,7 +36,8 @@ class Search:
     held: Tensor  # items that are validated on
     fresh: Tensor  # items that are confirmed on: the same, corrupted afresh; of given pairs, others
     trial: Trial  # in which candidates are chosen
-    rivals: Tensor  # [m, d] memories that candidates are compared against, those of the trial first
+    rival_rows: Tensor  # [m] int64: memories that candidates are compared against, those of the trial first
+    rivals: Tensor  # [m, d]: they themselves
     place: Tensor  # [v] int64: the right memory of each query among the rivals
     energy: float  # mean squared distance of memories from their mean
 
@@ -106,7 +107,7 @@ def begin(source: Source, seed: int, budget: int) -> Search:
     rivals = source.memory[rows]
     energy = float((rivals - rivals.mean(0)).square().sum(1).mean())
     place = place.to(rivals.device)
-    return Search(source, seed, budget, fit.sort().values, held, fresh, trial, rivals, place, energy)
+    return Search(source, seed, budget, fit.sort().values, held, fresh, trial, rows, rivals, place, energy)
 
 
 def _split(source: Source, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """How well a map retrieves under corruption: corrupted copies of memories, drawn apart from all learning."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from hopmem.model.noise import Canvas, Noise
 from hopmem.model.scan import NEGLIGIBLE as NEGLIGIBLE_WEIGHT
 
 BETA_QUERIES = 128  # queries on which β is chosen
-COARSE = range(-4, 6)  # powers of two around the β that the gaps ask for, where it is looked for first
+COARSE = range(-4, 6)  # powers of two, around the β that the gaps ask for, where it is looked for first
 FINE = range(-2, 4)  # and around what was found
 MANY = 20_000  # memories beyond which one pass over them has to do
 NEGLIGIBLE = 1e-5  # an error below this share of the patterns' own spread is none
@@ -186,12 +187,14 @@ def least_error(S: Tensor, truth: Tensor, memory: Tensor, energy: float) -> tupl
     """
     usual = float(gaps(S, truth).abs().median()) if S.shape[1] > 1 else 1.0
     middle = math.log(S.shape[1] + 1) / max(usual, 1e-9)  # a usual gap then outweighs all the others together
-    tried = []
-    for power in COARSE:
-        P = (middle * 2.0**power * S).softmax(1)
+    clean = memory[truth]
+
+    def errors(beta: float) -> Tensor:
+        P = (beta * S).softmax(1)
         readout = P.masked_fill_(P < NEGLIGIBLE_WEIGHT, 0) @ memory  # denormal products are thirty times slower
-        tried.append((middle * 2.0**power, (readout - memory[truth]).square().sum(1).double()))
-    return _smallest(tried, energy)
+        return (readout - clean).square().sum(1).double()
+
+    return _smallest(errors, middle, COARSE, energy)
 
 
 def judge(phi: FeatureMap, trial: Trial, memory: Patterns, beta: float, energy: float, budget: int) -> Score:
@@ -208,11 +211,12 @@ def judge(phi: FeatureMap, trial: Trial, memory: Patterns, beta: float, energy: 
     Returns:
         The score.
     """
-    features, few, tried = Features(memory, phi).held(budget), trial.some(BETA_QUERIES), []
-    for power in FINE if len(memory) <= MANY else (0,):
-        found = _answers(few, features, memory, Dynamics(beta=beta * 2.0**power, budget=budget))
-        tried.append((beta * 2.0**power, _errors(found, few)))
-    best, _ = _smallest(tried, energy)
+    features, few = Features(memory, phi).held(budget), trial.some(BETA_QUERIES)
+
+    def errors(beta: float) -> Tensor:
+        return _errors(_answers(few, features, memory, Dynamics(beta=beta, budget=budget)), few)
+
+    best, _ = _smallest(errors, beta, FINE, energy) if len(memory) <= MANY else (beta, None)
     found = _answers(trial, features, memory, Dynamics(beta=best, budget=budget))
     return Score(best, (found.index[:, 0].cpu() == trial.truth).double(), _errors(found, trial).cpu())
 
@@ -233,12 +237,38 @@ def _errors(found: Retrieval, trial: Trial) -> Tensor:
     return (found.patterns - trial.clean).square().sum(1).double()
 
 
-def _smallest(tried: list[tuple[float, Tensor]], energy: float) -> tuple[float, Tensor]:
+def _smallest(errors: Callable[[float], Tensor], middle: float, powers: range, energy: float) -> tuple[float, Tensor]:
     """The smallest β whose error is least, or as good as least: a sharper one only feigns to be surer.
+
+    The error falls with β until the readout is as sharp as it should be, and rises or stays from there on, so that a
+    walk from the middle meets the least.
+
+    Args:
+        errors: of each query at some β.
+        middle: the β to begin with.
+        powers: of two, times which it is looked for.
+        energy: mean squared distance of memories from their mean.
 
     Returns:
         β and the error of each query.
     """
-    least = min(float(error.mean()) for _, error in tried)
-    good = (pair for pair in tried if float(pair[1].mean()) <= 1.01 * least + NEGLIGIBLE * energy)
-    return next(good)
+    found = {0: errors(middle)}
+
+    def mean(power: int) -> float:
+        if power not in found:
+            found[power] = errors(middle * 2.0**power)
+        return float(found[power].mean())
+
+    def good(power: int) -> bool:
+        return mean(power) <= 1.01 * mean(best) + NEGLIGIBLE * energy
+
+    best = 0
+    while best + 1 in powers and mean(best + 1) < mean(best):
+        best += 1
+    if best == 0:
+        while best - 1 in powers and mean(best - 1) < mean(best):
+            best -= 1
+    smallest = best
+    while smallest - 1 in powers and good(smallest - 1):
+        smallest -= 1
+    return middle * 2.0**smallest, found[smallest]

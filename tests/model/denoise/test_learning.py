@@ -271,7 +271,7 @@ def test_what_is_measured_is_that_of_the_whole_bank_though_it_lies_in_order(monk
     assert_close(noise[:3].mean(), noise[3:].mean(), atol=0.12, rtol=0)
     memory = (moments.fit.memory / moments.fit.memories).diagonal()
     assert_close(memory[:3].mean(), memory[3:].mean(), atol=0.15, rtol=0)
-    rows_of = candidates._memories(found, moments.frame, found.fit)
+    rows_of = moments.frame(found.source.memory[candidates._learned_rows(found, found.fit)])
     assert_close(rows_of[:, :3].square().mean(), rows_of[:, 3:].square().mean(), atol=0.2, rtol=0)
 
 
