@@ -153,8 +153,8 @@ def _learned_rows(search: Search, items: Tensor) -> Tensor:
     Returns:
         int64 [n], rising.
     """
-    rows: Tensor = search.source.rows(_spread(items, min(DIRECTION_ROWS, len(items))))
-    return rows.unique()
+    rows: Tensor = torch.unique(search.source.rows(_spread(items, min(DIRECTION_ROWS, len(items)))))
+    return rows
 
 
 def _spread(items: Tensor, count: int) -> Tensor:

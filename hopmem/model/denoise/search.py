@@ -11,7 +11,8 @@ from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, 
 from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks, unit
 from hopmem.model.scan import scores
 
-HELD_OUT = 5  # one item in so many is kept for validation
+HELD_OUT = 5  # one item in so many is kept for validation,
+WITNESSES = 250  # or so many, up to half of all: fewer can't tell a map that is right always from one that errs in 50
 FEWEST_TO_SPLIT = 20  # items below which none can be spared, and only the corruptions are held out
 MOST_HELD_OUT = 1000
 QUERIES = 1000  # of the trial in which candidates are chosen, and at least so many for each noise:
@@ -116,9 +117,9 @@ def _split(source: Source, order: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         What is learned from, validated on, and confirmed on.
     """
-    part = min(MOST_HELD_OUT, len(order) // HELD_OUT)
+    part = min(MOST_HELD_OUT, max(len(order) // HELD_OUT, min(WITNESSES, len(order) // 2)))
     if source.noisy is not None:
-        part = max(1, part)
+        part = max(1, min(MOST_HELD_OUT, len(order) // HELD_OUT))
         return order[2 * part :] if len(order) > 2 else order[:1], order[:part], order[part : 2 * part]
     if len(order) < FEWEST_TO_SPLIT:
         return order, order, order

@@ -35,16 +35,18 @@ def search(of: Source, seed: int = 0) -> Search:
     return begin(of, seed, BUDGET)
 
 
-@pytest.mark.parametrize("M", [20, 25, 300])
-def test_what_is_validated_on_is_not_learned_from(M):
+@pytest.mark.parametrize(("M", "kept"), [(20, 10), (25, 12), (300, 150), (1000, 250), (2000, 400), (9000, 1000)])
+def test_what_is_validated_on_is_not_learned_from(M, kept):
     found = search(source(M, "gaussian:1"))
     assert found.apart
     assert sorted([*found.held.tolist(), *found.fit.tolist()]) == list(range(M))
-    assert len(found.held) == M // 5
+    assert len(found.held) == kept
     held = set(found.held.tolist())
     for trial in (found.trial, found.confirmation()):
-        assert set(trial.truth.tolist()) == held
-    assert set(found.raw_trial().truth.tolist()) == set(range(M))  # a raw map has learned from none
+        assert set(trial.truth.tolist()) <= held
+    assert held <= set(found.trial.truth.tolist())
+    if M <= 5000:
+        assert set(found.raw_trial().truth.tolist()) == set(range(M))  # a raw map has learned from none
 
 
 @pytest.mark.parametrize("M", [2, 3, 19])
