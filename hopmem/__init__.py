@@ -4,15 +4,14 @@ The public names are loaded when they are first used, so that `import hopmem` co
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from hopmem.bank import MemoryBank
     from hopmem.errors import HopmemError
     from hopmem.verbs import Answer, Evaluation, Inspection, evaluate, inspect, optimize, retrieve
 
-__version__ = version("hopmem")
 __all__ = [
     "Answer",
     "Evaluation",
@@ -37,6 +36,10 @@ def __getattr__(name: str) -> Any:
     Raises:
         AttributeError: no public name.
     """
+    if name == "__version__":  # looked up when it is asked for: that takes longer than all of --help
+        from importlib.metadata import version
+
+        return version("hopmem")
     if name not in __all__:
         raise AttributeError(f"module 'hopmem' has no attribute {name!r}")
     return getattr(import_module(_ROOMS.get(name, "hopmem.verbs")), name)

@@ -1,18 +1,25 @@
-"""Names and sizes on the command line ↔ devices, threads and bytes."""
+"""Names and sizes on the command line ↔ devices, threads and bytes.
 
+Sizes are read without torch, which is imported where a device is asked for.
+"""
+
+import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-
-import torch
+from typing import TYPE_CHECKING
 
 from hopmem.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_BUDGET = 256 << 20  # bytes of working memory where no limit is given
 SHARE_OF_LIMIT = 4  # a block takes this part of the memory limit: its temporaries and the patterns need the rest
 
 
-def resolve(name: str) -> torch.device:
+def resolve(name: str) -> "torch.device":
     """Turn `auto`, `cpu`, `cuda`, `cuda:N` or `mps` into a device that is there.
 
     Args:
@@ -25,6 +32,8 @@ def resolve(name: str) -> torch.device:
         DeviceError: no such device on this machine.
         UsageError: no such kind of device at all.
     """
+    import torch
+
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
         raise UsageError(f"--device: expected auto, cpu, cuda, cuda:N or mps, found {name!r}")
     if name == "auto":
@@ -37,9 +46,16 @@ def resolve(name: str) -> torch.device:
 
 
 def set_threads(count: int | None) -> None:
-    """Let torch use `count` threads; None leaves its own choice."""
-    if count is not None:
-        torch.set_num_threads(count)
+    """Let torch use `count` threads; None leaves its own choice.
+
+    Where torch is not loaded yet, it will look into the environment: it is not loaded for this alone.
+    """
+    if count is None:
+        return
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(count)
+    else:
+        os.environ["OMP_NUM_THREADS"] = str(count)
 
 
 def budget(memory_limit: str | None) -> int:
@@ -89,6 +105,8 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        import torch
+
         # The CPU's allocator raises a plain RuntimeError.
         exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
         if not exhausted:

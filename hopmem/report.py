@@ -9,19 +9,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import TextIOWrapper
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from hopmem import __version__
+import hopmem
 from hopmem.errors import printable
-from hopmem.model.denoise.learning import FRESH
-from hopmem.pipeline import OptimizeResult, Outcome, RetrieveResult, StoreResult
-from hopmem.verbs import Evaluation, Inspection
-from hopmem.verbs.work import Watch
+from hopmem.pipeline.outcome import Outcome
+from hopmem.results import Evaluation, Inspection, OptimizeResult, RetrieveResult, StoreResult
+
+if TYPE_CHECKING:
+    from hopmem.verbs.work import Watch
 
 ROWS_SHOWN = 20  # of the answers; all of them are in --json and --ndjson
 STARTED = time.monotonic()
@@ -40,7 +41,7 @@ class Style:
 
 
 @contextmanager
-def watching(*, quiet: bool) -> Iterator[Watch | None]:
+def watching(*, quiet: bool) -> Iterator["Watch | None"]:
     """A progress bar with ETA for each stage of the work, on stderr, where a person looks.
 
     Yields:
@@ -97,7 +98,7 @@ def to_json(outcome: Outcome[Any], verb: str) -> dict[str, Any]:
         result["results"] = [_without_empty_top(match) for match in result["results"]]
     shared = {
         "schema": f"hopmem.{verb}/1",
-        "version": __version__,
+        "version": hopmem.__version__,
         "device": outcome.device,
         "seconds": round(time.monotonic() - STARTED, 3),
         "warnings": outcome.warnings,
@@ -152,6 +153,8 @@ def _validation_tables(result: OptimizeResult) -> list[Table]:
     Returns:
         A table for each noise.
     """
+    from hopmem.model.denoise.learning import FRESH
+
     tables = []
     for noise in dict.fromkeys(row["noise"] for row in result.validation):
         rows = [row for row in result.validation if row["noise"] == noise]

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from hopmem import header
+from hopmem.bank import MemoryBank
 from tests import reference
 from tests.conftest import VECTOR_NAMES, Array, Ask, Hopmem
 
@@ -110,3 +112,44 @@ def test_the_shape_of_images_is_told(ask: Ask, image_bank: Path):
     keys = ("patterns", "dimension", "shape", "feature_dimension", "objective")
     assert [said[key] for key in keys] == [6, 144, [6, 8, 3], 144, "raw"]
     assert len(said["closest_pairs"]) == min(10, len(list(combinations(range(6), 2))))
+
+
+def without_memory(bank: Path, folder: Path) -> Path:
+    """The same bank, written by a script: it remembers no statistics."""
+    path = folder / "script.safetensors"
+    MemoryBank.load(bank).save(path)
+    assert "statistics" not in header.metadata(path)
+    return path
+
+
+def test_what_is_remembered_is_what_would_be_measured(inspected: Path, tmp_path: Path, ask: Ask):
+    told, measured = (ask("inspect", path) for path in (inspected, without_memory(inspected, tmp_path)))
+    assert "statistics" in header.metadata(inspected)
+    assert {**told, "seconds": 0} == {**measured, "seconds": 0}
+
+
+@pytest.mark.parametrize("change", ["store --append", "optimize"])
+def test_a_changed_bank_remembers_what_it_is_now(change, bank: Path, array: Path, tmp_path: Path, ask: Ask):
+    path = tmp_path / "bank.safetensors"
+    shutil.copy(bank, path)
+    if change == "optimize":
+        ask("optimize", path, "--objective", "average", "--steps", 5)
+    else:
+        ask("store", array, "-o", path, "--append")
+    told, measured = ask("inspect", path), ask("inspect", without_memory(path, tmp_path))
+    assert {**told, "seconds": 0} == {**measured, "seconds": 0}
+    assert told != ask("inspect", bank)
+
+
+@pytest.mark.parametrize("kept", ["", "{}", "[]", '{"inspection": {}}', '{"inspection": 3}', "nonsense"])
+def test_statistics_that_make_no_sense_are_measured_anew(kept, bank: Path, tmp_path: Path, ask: Ask):
+    path = tmp_path / "odd.safetensors"
+    MemoryBank.load(bank).save(path, beside={"statistics": kept})
+    assert {**ask("inspect", path), "seconds": 0} == {**ask("inspect", bank), "seconds": 0}
+
+
+def test_a_bank_that_is_cut_is_refused_whatever_its_header_remembers(bank: Path, tmp_path: Path, hopmem: Hopmem):
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(bank.read_bytes()[:-9])
+    assert header.metadata(path) == {}
+    assert "cut.safetensors" in hopmem("inspect", path, code=6).stderr

@@ -89,3 +89,22 @@ def test_variables_stand_in_for_flags(bank: Path, array: Path):
     here = {"BANK": bank, "ARRAY": array, "HOPMEM_JSON": 1, "HOPMEM_ALPHA": 2, "HOPMEM_BETA": 7, "HOPMEM_STEPS": 3}
     said = json.loads(shell(call, **here).stdout)
     assert (said["alpha"], said["beta"]) == (2, 7)
+
+
+REMEMBERED = """
+import sys
+from hopmem.cli import app
+try:
+    app(["inspect", sys.argv[1], "--json", *sys.argv[2:]])
+finally:
+    print({"torch", "numpy", "PIL", "safetensors"} & set(sys.modules) or "nothing", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(("options", "loaded"), [("", False), ("--closest 3 --seed 0", False), ("--beta 3", True)])
+def test_what_a_bank_remembers_of_itself_is_told_without_torch(tmp_path: Path, bank: Path, options, loaded):
+    script = tmp_path / "ask.py"
+    script.write_text(REMEMBERED)
+    done = shell(f"{sys.executable} $SCRIPT $BANK {options}", SCRIPT=script, BANK=bank)
+    assert json.loads(done.stdout)["patterns"] == 12
+    assert (done.stderr.decode().split() != ["nothing"]) == loaded, done

@@ -70,7 +70,7 @@ def test_eight_bit_images_stay_eight_bit(name, ask: Ask, tmp_path: Path, pixels:
     assert said["shape"] == [6, 8]
     assert said["dtype"] == "uint8"
     assert float(metadata["scale"]) == 1 / 255
-    assert said["bytes"] == (tmp_path / "bank.safetensors").stat().st_size < 6 * 48 + 2000
+    assert said["bytes"] == (tmp_path / "bank.safetensors").stat().st_size < 6 * 48 + 5000
 
 
 def test_a_folder_is_stored_recursively_sorted_by_relative_path(ask: Ask, tmp_path: Path, folder: Path, pixels: Array):
@@ -132,7 +132,7 @@ def test_a_dry_run_counts_and_writes_nothing(ask: Ask, tmp_path: Path, folder: P
     wet = ask("store", folder, "-o", tmp_path / "bank.safetensors")
     same = ("bank", "patterns", "dimension", "shape", "dtype", "duplicates")
     assert [dry[key] for key in same] == [wet[key] for key in same]
-    assert 0 < dry["bytes"] <= wet["bytes"] < dry["bytes"] + 2000  # the header is not counted
+    assert 0 < dry["bytes"] <= wet["bytes"] < dry["bytes"] + 5000  # the header is not counted
 
 
 def test_a_dry_run_of_append_leaves_the_bank_as_it_was(ask: Ask, tmp_path: Path, bank: Path, array: Path):

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from hopmem.patterns import Skipped
-from hopmem.pipeline import Match, Outcome, RetrieveResult, StoreResult
+from hopmem.pipeline import Outcome
 from hopmem.report import Style, show, show_lines, to_json
+from hopmem.results import Match, RetrieveResult, StoreResult
 
 UGLY = [
     "[red]x[/red]",

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -213,11 +213,12 @@ class MemoryBank:
         copies = {row for group in self.duplicates for row in group[1:]}
         return torch.tensor([row for row in range(len(self)) if row not in copies])
 
-    def save(self, path: str | Path, *, force: bool = True) -> None:
+    def save(self, path: str | Path, *, beside: Mapping[str, str] | None = None, force: bool = True) -> None:
         """Write the bank whole or not at all.
 
         Args:
             path: the file, by custom *.safetensors.
+            beside: what else its header shall keep.
             force: whether a file that stands there may be replaced.
         """
         tensors = {
@@ -227,7 +228,7 @@ class MemoryBank:
             "features": self.features,
             "values": self.values,
         }
-        file.write(Path(path), tensors | file.names_to(self.names), self._metadata(), force=force)
+        file.write(Path(path), tensors | file.names_to(self.names), self._metadata() | dict(beside or {}), force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryBank":

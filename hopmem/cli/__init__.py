@@ -92,12 +92,12 @@ def store(
     verbose: Verbose = False,
 ) -> None:
     """Store clean patterns in a bank."""
-    from hopmem import pipeline
+    from hopmem.pipeline.store import store as run
 
     reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
     options: dict[str, Any] = {"values": values, "dtype": dtype, "append": append, "force": force, "dry_run": dry_run}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = pipeline.store(_all_sources(sources, files_from), output, reading, machine, **options)
+        outcome = run(_all_sources(sources, files_from), output, reading, machine, **options)
     _finish(outcome, "store", as_json, quiet)
 
 
@@ -173,7 +173,7 @@ def optimize(
     verbose: Verbose = False,
 ) -> None:
     """Learn the feature map that a bank retrieves best with."""
-    from hopmem import pipeline
+    from hopmem.pipeline.optimize import optimize as run
 
     if plot is not None:
         _can_chart(plot, force)
@@ -183,7 +183,7 @@ def optimize(
     )
     pairs: dict[str, Any] = {"noise_from": noise_from, "clean_from": clean_from}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = pipeline.optimize(bank, output, task, machine, **pairs, time_limit=time_limit, resume=resume)
+        outcome = run(bank, output, task, machine, **pairs, time_limit=time_limit, resume=resume)
     if plot is not None:
         _chart_learning(outcome, plot, force)
     _finish(outcome, "optimize", as_json, quiet)
@@ -245,7 +245,7 @@ def retrieve(
     verbose: Verbose = False,
 ) -> None:
     """Retrieve the stored pattern for each noisy, masked or partial query."""
-    from hopmem import pipeline
+    from hopmem.pipeline.retrieve import retrieve as run
 
     asked = _all_sources(queries, files_from)
     if plot is not None:
@@ -262,7 +262,7 @@ def retrieve(
     }
     options |= {"min_confidence": min_confidence, "mask": mask, "missing": missing, "pictures": plot is not None}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = pipeline.retrieve(bank, asked, output, reading, machine, force=force, **options)
+        outcome = run(bank, asked, output, reading, machine, force=force, **options)
     if plot is not None:
         _draw(outcome, plot, force)
     _finish(outcome, "retrieve", as_json, quiet, ndjson, output == "-")
@@ -294,10 +294,10 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Show how well separated a bank is, and what it can promise."""
-    from hopmem import pipeline
+    from hopmem.pipeline.inspect import inspect as run
 
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = pipeline.inspect(bank, machine, closest=closest, error=error, alpha=alpha, beta=beta)
+        outcome = run(bank, machine, closest=closest, error=error, alpha=alpha, beta=beta)
     _finish(outcome, "inspect", as_json, quiet)
 
 
@@ -332,19 +332,20 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Measure how well a bank gives corrupted patterns back, beside other memories."""
-    from hopmem import pipeline
+    from hopmem.pipeline.evaluate import check
+    from hopmem.pipeline.evaluate import evaluate as run
 
     if plot is not None:
         _can_chart(plot, force)
     options: dict[str, Any] = {"noise": noise or ["mixed"], "samples": samples}
     options |= {"methods": split_names(methods), "sizes": split_counts(sizes)}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = pipeline.evaluate(bank, machine, **options)
+        outcome = run(bank, machine, **options)
     if plot is not None:
         _chart(outcome, plot, force)
     _finish(outcome, "evaluate", as_json, quiet)
     if fail_under is not None:
-        pipeline.check(outcome.result, fail_under)
+        check(outcome.result, fail_under)
 
 
 def _task(objective: str, noise: tuple[str, ...], noise_from: str | None, *options: Any) -> "Task":

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from hopmem import __version__
+import hopmem
 from hopmem.cli.group import VERBOSE
 from hopmem.errors import UsageError
 
@@ -113,7 +113,7 @@ def show_version(wanted: bool) -> None:
         Exit: always, where it is wanted.
     """
     if wanted:
-        typer.echo(f"hopmem {__version__}")
+        typer.echo(f"hopmem {hopmem.__version__}")
         raise typer.Exit
 
 

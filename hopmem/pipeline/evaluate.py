@@ -7,12 +7,13 @@ from hopmem.bank import MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import QualityGateError
 from hopmem.pipeline.outcome import Machine, Outcome
+from hopmem.results import Evaluation
 from hopmem.verbs.trial import BANK
 
 MOST_NAMED = 5  # failures in the one line
 
 
-def evaluate(bank_path: str, machine: Machine, **options: Any) -> Outcome[verbs.Evaluation]:
+def evaluate(bank_path: str, machine: Machine, **options: Any) -> Outcome[Evaluation]:
     """Measure how a bank and other memories fare with corrupted patterns.
 
     Args:
@@ -33,7 +34,7 @@ def evaluate(bank_path: str, machine: Machine, **options: Any) -> Outcome[verbs.
     return Outcome(result, device, [] if bank.values is None else [paired])
 
 
-def check(result: verbs.Evaluation, least: float) -> None:
+def check(result: Evaluation, least: float) -> None:
     """Hold the bank to an accuracy, under every noise and with every number of patterns.
 
     Args:

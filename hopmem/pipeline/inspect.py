@@ -1,28 +1,113 @@
 """Inspect: bank → statistics."""
 
-from typing import Any
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
-from hopmem import verbs
-from hopmem.bank import MemoryBank
-from hopmem.devices import memory_errors, resolve
+from hopmem import header
 from hopmem.pipeline.outcome import Machine, Outcome
+from hopmem.results import Inspection, Remembered
+
+if TYPE_CHECKING:
+    from hopmem.bank import MemoryBank
+
+STATISTICS = "statistics"  # where the header of a bank keeps them
+CLOSEST, ERROR = 10, 1e-3  # what is kept
+WORTH_KEEPING = 5000  # memories up to which every pair is looked at whenever a bank is written
 
 
-def inspect(bank_path: str, machine: Machine, **options: Any) -> Outcome[verbs.Inspection]:
-    """Measure a bank.
+def inspect(
+    bank_path: str,
+    machine: Machine,
+    *,
+    closest: int = CLOSEST,
+    error: float = ERROR,
+    alpha: float | None = None,
+    beta: float | Literal["auto"] = "auto",
+) -> Outcome[Inspection]:
+    """Measure a bank, or tell what it remembers where that is what is asked for: torch is then not even loaded.
 
     Args:
         bank_path: the bank.
         machine: what the work runs on.
-        **options: of `verbs.inspect`.
+        closest: how many of the closest pairs to name.
+        error: ε, the wanted error in feature space.
+        alpha: of Theorem 2 and the self-test; None takes the bank's.
+        beta: at which the bounds are evaluated; auto takes the bank's.
 
     Returns:
         The statistics.
     """
-    bank = MemoryBank.load(bank_path)
+    kept = _remembered(bank_path)
+    if (
+        kept is not None
+        and machine.device in {"auto", kept.device}
+        and machine.seed in {None, kept.seed}
+        and alpha in {None, kept.alpha}
+        and beta in {"auto", kept.beta}
+        and (0 <= closest <= CLOSEST and error == kept.error)
+    ):
+        pairs = kept.inspection.closest_pairs[:closest]
+        return Outcome(replace(kept.inspection, closest_pairs=pairs), kept.device)
+    from hopmem.bank import MemoryBank
+
+    found = _measured(MemoryBank.load(bank_path), machine, closest, error, alpha, beta)
+    return Outcome(found.inspection, found.device)
+
+
+def remember(bank: "MemoryBank", machine: Machine) -> dict[str, str]:
+    """The statistics of a bank that is about to be written.
+
+    Args:
+        bank: the bank, whole.
+        machine: what the work runs on.
+
+    Returns:
+        What its header shall keep; nothing of a bank so large that measuring it would take longer than writing it.
+    """
+    if len(bank) > WORTH_KEEPING:
+        return {}
+    return {STATISTICS: _measured(bank, replace(machine, seed=None), CLOSEST, ERROR, None, "auto").text()}
+
+
+def _remembered(path: str) -> Remembered | None:
+    try:
+        return Remembered.of(header.metadata(path)[STATISTICS])
+    except (KeyError, ValueError):
+        return None
+
+
+def _measured(
+    bank: "MemoryBank",
+    machine: Machine,
+    closest: int,
+    error: float,
+    alpha: float | None,
+    beta: float | Literal["auto"],
+) -> Remembered:
+    """Measure a bank.
+
+    Returns:
+        The statistics, and what was asked for.
+    """
+    from hopmem import verbs
+    from hopmem.devices import memory_errors, resolve
+
     device = str(resolve(machine.device))
     with memory_errors():
-        result = verbs.inspect(
-            bank, seed=machine.seed, device=device, budget=machine.budget, watch=machine.watch, **options
+        found = verbs.inspect(
+            bank,
+            closest=closest,
+            error=error,
+            alpha=alpha,
+            beta=beta,
+            seed=machine.seed,
+            device=device,
+            budget=machine.budget,
+            watch=machine.watch,
         )
-    return Outcome(result, device)
+    seed = bank.seed if machine.seed is None else machine.seed
+    tuned = bank.tuning.beta if bank.tuning is not None else math.nan
+    return Remembered(
+        found, error, bank.alpha if alpha is None else alpha, tuned if beta == "auto" else beta, seed, device
+    )

@@ -1,8 +1,7 @@
 """Optimize: bank → feature map → bank."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,23 +12,12 @@ from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
 from hopmem.patterns import Loaded, Reading, load
 from hopmem.pipeline.checkpoint import checkpoint_of, interruptible
+from hopmem.pipeline.inspect import remember
 from hopmem.pipeline.outcome import Machine, Outcome
 from hopmem.pipeline.store import fitting
+from hopmem.results import OptimizeResult
 from hopmem.verbs.denoise import Stopped
 from hopmem.verbs.optimize import Task, learn, until
-
-
-@dataclass(frozen=True)
-class OptimizeResult:
-    """What was learned."""
-
-    objective: str
-    feature_dimension: int
-    steps: int
-    loss: dict[str, float]  # first (the raw patterns) and last
-    separation: dict[str, dict[str, float]]  # raw and learned
-    validation: list[dict[str, Any]]  # of everything that was tried: noise, method, accuracy and error
-    kept: Literal["learned", "raw"]
 
 
 def optimize(
@@ -77,7 +65,7 @@ def optimize(
             until(time_limit, interrupted),
             checkpoint.state,
         )
-        found.bank.save(output or bank_path, force=True)
+        found.bank.save(output or bank_path, beside=remember(found.bank, machine), force=True)
         checkpoint.left(found.state, finished=found.finished)
     warnings = [*found.warnings, *_unfinished(found, interrupted())]
     curve = found.learning.curve

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from hopmem.devices import DEFAULT_BUDGET
-from hopmem.patterns import Skipped
-from hopmem.verbs.work import Watch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hopmem.patterns import Skipped
+    from hopmem.verbs.work import Watch
 
 ResultT = TypeVar("ResultT")
 
@@ -20,17 +22,17 @@ class Machine:
     device: str = "auto"
     seed: int | None = None  # None: what the bank remembers
     budget: int = DEFAULT_BUDGET  # bytes of working memory for a block
-    watch: Watch | None = None
+    watch: "Watch | None" = None
 
 
 @dataclass(frozen=True)
 class Picture:
     """One query beside its answer, for a contact sheet."""
 
-    query: Tensor  # [H, W] or [H, W, C], 0 to 1
-    known: Tensor | None  # bool [H, W] or [H, W, C]
-    answer: Tensor  # as the query
-    stored: Tensor  # the pattern of the largest weight
+    query: "Tensor"  # [H, W] or [H, W, C], 0 to 1
+    known: "Tensor | None"  # bool [H, W] or [H, W, C]
+    answer: "Tensor"  # as the query
+    stored: "Tensor"  # the pattern of the largest weight
     name: str
     match: str | None
     confidence: float
@@ -43,7 +45,7 @@ class Outcome(Generic[ResultT]):
     result: ResultT
     device: str
     warnings: list[str] = field(default_factory=list)
-    skipped: list[Skipped] = field(default_factory=list)
+    skipped: "list[Skipped]" = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     curve: Sequence[float] = ()  # what learning lowered, step by step
     interrupted: bool = False  # by Ctrl-C, and the best so far was taken

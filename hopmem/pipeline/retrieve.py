@@ -1,7 +1,7 @@
 """Retrieve: queries → patterns → answers, back in the kind of the queries."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +16,11 @@ from hopmem.errors import InvalidDataError, UsageError
 from hopmem.patterns import Form, Layout, Loaded, Reading, Skipped, kind_of, load, save, targets
 from hopmem.pipeline.outcome import Machine, Outcome, Picture
 from hopmem.pipeline.store import fitting
+from hopmem.results import Match, RetrieveResult
 from hopmem.verbs.retrieve import GIVEN
 
 MOST_PICTURES = 64  # on a contact sheet
 BEYOND_WHITE = 8.0  # entries above this are no noisy image from 0 to 1: they were meant from 0 to 255
-
-
-@dataclass(frozen=True)
-class Match:
-    """The answer to one query."""
-
-    query: str
-    match: str | None  # None where it was rejected
-    index: int
-    confidence: float
-    margin: float
-    support: int
-    state: str
-    steps: int
-    converged: bool
-    energy: float
-    top: list[dict[str, Any]] = field(default_factory=list)  # the memories of the largest weights, where asked for
-
-
-@dataclass(frozen=True)
-class RetrieveResult:
-    """What came back."""
-
-    alpha: float
-    beta: float
-    steps: int  # the most that any query took
-    results: list[Match]
 
 
 def retrieve(

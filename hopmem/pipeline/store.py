@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,24 +15,13 @@ from hopmem.errors import InvalidDataError, UsageError
 from hopmem.model.kernel import blocks
 from hopmem.model.separation import nearest_delta
 from hopmem.patterns import Loaded, Reading, load
+from hopmem.pipeline.inspect import remember
 from hopmem.pipeline.outcome import Machine, Outcome
+from hopmem.results import StoreResult
 from hopmem.verbs.work import pair_block, stage
 
 DTYPES = {name: getattr(torch, name) for name in ("uint8", "float16", "bfloat16", "float32", "float64")}
 WORTH_LEARNING = 0.9  # a map whose separation falls below this share should be learned again
-
-
-@dataclass(frozen=True)
-class StoreResult:
-    """What was stored."""
-
-    bank: str
-    patterns: int
-    dimension: int
-    shape: list[int]
-    dtype: str
-    duplicates: list[list[str]]  # groups of equal patterns, by name
-    bytes: int
 
 
 def store(
@@ -87,7 +76,7 @@ def store(
                 device, block, stage(machine.watch, "measuring")
             )
             warnings += [] if old is None else _append_warnings(old.tuned(device, block), bank, device, block)
-            bank.save(path, force=force or append)
+            bank.save(path, beside=remember(bank, machine), force=force or append)
         result = StoreResult(
             bank=output,
             patterns=len(bank),

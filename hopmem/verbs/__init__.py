@@ -1,7 +1,8 @@
 """The verbs on arrays: a bank in, a bank or a result out; the command line is a shell over them."""
 
-from hopmem.verbs.evaluate import Evaluation, Row, evaluate
-from hopmem.verbs.inspect import Inspection, inspect
+from hopmem.results import Evaluation, Inspection, Row
+from hopmem.verbs.evaluate import evaluate
+from hopmem.verbs.inspect import inspect
 from hopmem.verbs.optimize import optimize
 from hopmem.verbs.retrieve import Answer, retrieve
 

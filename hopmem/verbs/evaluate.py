@@ -13,34 +13,11 @@ from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import UsageError
 from hopmem.model.baselines import BASELINES, squared_error
 from hopmem.model.noise import Noise, canvas_of, parse_noise
+from hopmem.results import Evaluation, Row
 from hopmem.verbs.trial import BANK, METHODS, Contender, Trial, contenders, memories, part, stream
 from hopmem.verbs.work import Watch, stage
 
 ItemT = TypeVar("ItemT")
-
-
-@dataclass(frozen=True)
-class Row:
-    """How one method fares under one noise, with one number of patterns."""
-
-    noise: str
-    method: str
-    size: int  # patterns
-    accuracy: float  # share of queries whose largest weight is on their own pattern, or on a copy of it
-    accuracy_se: float  # a standard error, as the other two
-    error: float  # mean over queries of the sum over entries of the squared difference of readout and clean pattern
-    error_se: float  # NaN of a single query
-    metastable: float  # share of queries whose answer is not a single pattern's
-    metastable_se: float
-    beta: float | None  # None where the method has none
-    samples: int  # queries
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How methods fare under noises and with numbers of patterns."""
-
-    rows: list[Row]
 
 
 @dataclass(frozen=True, eq=False)

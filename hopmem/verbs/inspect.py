@@ -1,7 +1,6 @@
 """Inspect: how well separated a bank is, and what it can promise."""
 
 import math
-from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,74 +11,13 @@ from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import UsageError
 from hopmem.model import bounds
 from hopmem.model.separation import Separation, separation
+from hopmem.results import BoundsReport, ClosePair, Inspection, LearningReport, SeparationReport
 from hopmem.verbs.retrieve import Answer, retrieve
 from hopmem.verbs.work import Watch, pair_block, stage
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 SELF_TEST = 1000  # patterns that are put to the bank as queries, to see whether they are told apart
 LARGEST_SIZE = 10  # metastable states of more memories are counted together
-
-
-@dataclass(frozen=True)
-class SeparationReport:
-    """Δ and angles of one set of unit features; None where one pattern has no neighbour."""
-
-    min: float | None  # smallest Δ_μ
-    mean: float | None  # mean Δ_μ
-    quantiles: dict[str, float] | None  # of Δ_μ
-    max_cosine: float | None  # of the closest pair
-    min_angle_degrees: float | None  # of the closest pair
-    radius: float | None  # R_Φ = ½ min δ_μν
-
-
-@dataclass(frozen=True)
-class BoundsReport:
-    """What theory promises of the bank as it is; None where it says nothing."""
-
-    lower: float | None  # least that the best Δ_min of M points in D dimensions can be (U-Hop+, Prop. 3.1)
-    upper: float | None  # most that it can be
-    lemma1_error: float | None  # Lemma 1 as published at the bank's β; None where it overflows
-    error: float | None  # the sharp bound at the bank's β and r = R_Φ/2
-    beta_for_error: float | None  # the β that suffices for the wanted error at r = R_Φ/2
-    guaranteed_radius: float  # the largest r at which the sharp bound keeps the wanted error at the bank's β
-    exact_fraction: float  # share of patterns that are exact fixed points (Theorem 2); 0 at α = 1
-
-
-@dataclass(frozen=True)
-class ClosePair:
-    """Two patterns that lie close in the map that is in force."""
-
-    a: str
-    b: str
-    cosine: float
-
-
-@dataclass(frozen=True)
-class LearningReport:
-    """How the map that is in force was learned."""
-
-    steps: int  # of gradient descent beyond the warm start
-    temperature: float | None  # t of the average loss
-    batch_size: int | None  # patterns in a step
-    seed: int
-    loss: dict[str, float]  # first (the raw patterns) and last
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """The statistics of a bank."""
-
-    patterns: int
-    dimension: int
-    shape: list[int]
-    feature_dimension: int
-    objective: str
-    separation: dict[Literal["raw", "learned"], SeparationReport | None]
-    bounds: BoundsReport
-    closest_pairs: list[ClosePair]
-    duplicates: list[list[str]]
-    metastable: dict[str, int]  # stored patterns as queries: how many memories share the answer
-    learning: LearningReport | None  # None in a raw bank
 
 
 def inspect(

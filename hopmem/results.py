@@ -1,0 +1,191 @@
+"""What the verbs find, as plain records: what the report shows, and what a bank may remember of itself.
+
+Nothing here needs torch, so that what is remembered can be shown at once.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class StoreResult:
+    """What was stored."""
+
+    bank: str
+    patterns: int
+    dimension: int
+    shape: list[int]
+    dtype: str
+    duplicates: list[list[str]]  # groups of equal patterns, by name
+    bytes: int
+
+
+@dataclass(frozen=True)
+class OptimizeResult:
+    """What was learned."""
+
+    objective: str
+    feature_dimension: int
+    steps: int
+    loss: dict[str, float]  # first (the raw patterns) and last
+    separation: dict[str, dict[str, float]]  # raw and learned
+    validation: list[dict[str, Any]]  # of everything that was tried: noise, method, accuracy and error
+    kept: Literal["learned", "raw"]
+
+
+@dataclass(frozen=True)
+class Match:
+    """The answer to one query."""
+
+    query: str
+    match: str | None  # None where it was rejected
+    index: int
+    confidence: float
+    margin: float
+    support: int
+    state: str
+    steps: int
+    converged: bool
+    energy: float
+    top: list[dict[str, Any]] = field(default_factory=list)  # the memories of the largest weights, where asked for
+
+
+@dataclass(frozen=True)
+class RetrieveResult:
+    """What came back."""
+
+    alpha: float
+    beta: float
+    steps: int  # the most that any query took
+    results: list[Match]
+
+
+@dataclass(frozen=True)
+class SeparationReport:
+    """Δ and angles of one set of unit features; None where one pattern has no neighbour."""
+
+    min: float | None  # smallest Δ_μ
+    mean: float | None  # mean Δ_μ
+    quantiles: dict[str, float] | None  # of Δ_μ
+    max_cosine: float | None  # of the closest pair
+    min_angle_degrees: float | None  # of the closest pair
+    radius: float | None  # R_Φ = ½ min δ_μν
+
+
+@dataclass(frozen=True)
+class BoundsReport:
+    """What theory promises of the bank as it is; None where it says nothing."""
+
+    lower: float | None  # least that the best Δ_min of M points in D dimensions can be (U-Hop+, Prop. 3.1)
+    upper: float | None  # most that it can be
+    lemma1_error: float | None  # Lemma 1 as published at the bank's β; None where it overflows
+    error: float | None  # the sharp bound at the bank's β and r = R_Φ/2
+    beta_for_error: float | None  # the β that suffices for the wanted error at r = R_Φ/2
+    guaranteed_radius: float  # the largest r at which the sharp bound keeps the wanted error at the bank's β
+    exact_fraction: float  # share of patterns that are exact fixed points (Theorem 2); 0 at α = 1
+
+
+@dataclass(frozen=True)
+class ClosePair:
+    """Two patterns that lie close in the map that is in force."""
+
+    a: str
+    b: str
+    cosine: float
+
+
+@dataclass(frozen=True)
+class LearningReport:
+    """How the map that is in force was learned."""
+
+    steps: int  # of gradient descent beyond the warm start
+    temperature: float | None  # t of the average loss
+    batch_size: int | None  # patterns in a step
+    seed: int
+    loss: dict[str, float]  # first (the raw patterns) and last
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """The statistics of a bank."""
+
+    patterns: int
+    dimension: int
+    shape: list[int]
+    feature_dimension: int
+    objective: str
+    separation: dict[Literal["raw", "learned"], SeparationReport | None]
+    bounds: BoundsReport
+    closest_pairs: list[ClosePair]
+    duplicates: list[list[str]]
+    metastable: dict[str, int]  # stored patterns as queries: how many memories share the answer
+    learning: LearningReport | None  # None in a raw bank
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Statistics that a bank keeps, and what was asked for."""
+
+    inspection: Inspection
+    error: float  # ε that the bounds were solved for
+    alpha: float
+    beta: float  # at which they were evaluated
+    seed: int  # of the self-test
+    device: str
+
+    def text(self) -> str:
+        """As the header of a bank holds it.
+
+        Returns:
+            JSON.
+        """
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, text: str) -> "Remembered":
+        """What `text` gave.
+
+        Returns:
+            The statistics.
+
+        Raises:
+            ValueError: something else.
+        """
+        try:
+            kept = json.loads(text)
+            plain = kept["inspection"]
+            sides = {name: side and SeparationReport(**side) for name, side in plain["separation"].items()}
+            records = {
+                "separation": sides,
+                "bounds": BoundsReport(**plain["bounds"]),
+                "closest_pairs": [ClosePair(**pair) for pair in plain["closest_pairs"]],
+                "learning": plain["learning"] and LearningReport(**plain["learning"]),
+            }
+            return cls(**kept | {"inspection": Inspection(**plain | records)})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"no statistics of a bank: {error}") from error
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one method fares under one noise, with one number of patterns."""
+
+    noise: str
+    method: str
+    size: int  # patterns
+    accuracy: float  # share of queries whose largest weight is on their own pattern, or on a copy of it
+    accuracy_se: float  # a standard error, as the other two
+    error: float  # mean over queries of the sum over entries of the squared difference of readout and clean pattern
+    error_se: float  # NaN of a single query
+    metastable: float  # share of queries whose answer is not a single pattern's
+    metastable_se: float
+    beta: float | None  # None where the method has none
+    samples: int  # queries
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How methods fare under noises and with numbers of patterns."""
+
+    rows: list[Row]
