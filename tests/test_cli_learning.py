@@ -1,5 +1,6 @@
 """`hopmem optimize` for noise and for spherical codes: what is kept, what is said, and how it is gone on with."""
 
+import itertools
 import json
 import os
 import pty
@@ -15,6 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import hopmem as library
+from hopmem.pipeline import optimize as pipeline
 from tests.conftest import Ask, Hopmem
 from tests.test_cli_process import ENVIRONMENT, HOPMEM
 
@@ -143,6 +145,32 @@ def test_real_pairs_are_learned_from_row_by_row(ask: Ask, store: Path, tmp_path:
     assert accuracy(ask, store, spoilt(patterns(), 2), tmp_path) > before + 0.2
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_clean_halves_are_found_among_patterns_that_were_rounded(dtype, ask: Ask, tmp_path: Path):
+    np.save(tmp_path / "clean.npy", patterns())
+    ask("store", tmp_path / "clean.npy", "-o", tmp_path / "bank", "--dtype", dtype)
+    clean = np.concatenate([patterns()] * 3)
+    np.save(tmp_path / "pairs.npy", clean)
+    np.save(tmp_path / "noisy.npy", spoilt(clean, 1))
+    said = ask(
+        "optimize", tmp_path / "bank", "--noise-from", tmp_path / "noisy.npy", "--clean-from", tmp_path / "pairs.npy"
+    )
+    assert said["kept"] == "learned"
+    assert said["validation"][-1]["accuracy"] > 0.9
+    assert json.loads(metadata(tmp_path / "bank")["beta"]) < 1e4
+
+
+def test_real_pairs_of_images_without_common_names_are_paired_in_order_and_the_tool_says_so(ask: Ask, tmp_path: Path):
+    for folder, prefix in (("clean", ""), ("noisy", "x")):
+        (tmp_path / folder).mkdir()
+        for number in range(6):
+            pixels = np.random.default_rng(number).integers(0, 256, (4, 4), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{prefix}{number}.png")
+    ask("store", tmp_path / "clean", "-o", tmp_path / "bank")
+    said = ask("optimize", tmp_path / "bank", "--noise-from", tmp_path / "noisy", "--clean-from", tmp_path / "clean")
+    assert any("paired in order" in warning for warning in said["warnings"])
+
+
 def test_real_pairs_of_images_are_matched_by_name(ask: Ask, hopmem: Hopmem, tmp_path: Path):
     draw = np.random.default_rng(0)
     for number in range(30):
@@ -212,24 +240,50 @@ OBJECTIVES = {
 }
 
 
+STANDS = {"denoise": "parameter.0", "average": "A", "spherical": "best_step"}  # what a checkpoint goes on from
+CANDIDATES = 24  # of denoise, each of which asks once whether to stop
+
+
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
-    objective, ask: Ask, hopmem: Hopmem, store: Path, tmp_path: Path
+    objective, ask: Ask, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     options = OBJECTIVES[objective]
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    checkpoint = tmp_path / "parts.safetensors.checkpoint"
     ask("optimize", store, "-o", whole, *options)
-    said = ask("optimize", store, "-o", parts, *options, "--time-limit", 0)
-    assert any("--resume" in warning for warning in said["warnings"])
-    assert (tmp_path / "parts.safetensors.checkpoint").exists()
-    for limit in (0.02, 0.1):
-        ask("optimize", store, "-o", parts, "--resume", "--time-limit", limit)
-        if not (tmp_path / "parts.safetensors.checkpoint").exists():
-            break
-    else:
-        ask("optimize", store, "-o", parts, *options, "--resume")
+    before = CANDIDATES if objective == "denoise" else 0
+    for number, asked in enumerate((0, before + 1, before + 7)):
+        counted = itertools.count()
+        monkeypatch.setattr(pipeline, "until", lambda *_, asked=asked, counted=counted: lambda: next(counted) >= asked)
+        said = ask("optimize", store, "-o", parts, *(options if number == 0 else ["--resume"]))
+        assert any("--resume" in warning for warning in said["warnings"])
+        assert number == 0 or any(STANDS[objective] in name for name in load_file(checkpoint)), load_file(checkpoint)
+    monkeypatch.undo()
+    ask("optimize", store, "-o", parts, *options, "--resume")
     assert parts.read_bytes() == whole.read_bytes()
-    assert not (tmp_path / "parts.safetensors.checkpoint").exists()
+    assert not checkpoint.exists()
+
+
+@pytest.mark.parametrize("usual", [["--objective", "denoise"], ["--noise", "mixed"], ["--restarts", 16]])
+def test_resume_refuses_what_the_interrupted_run_had_not_even_if_it_is_usual(usual, hopmem: Hopmem, store: Path):
+    had = {"--objective": ["--objective", "average"], "--noise": ["--noise", "occlude:0.5"]}.get(
+        str(usual[0]), ["--objective", "spherical", "--restarts", 3]
+    )
+    hopmem("optimize", store, *had, "--time-limit", 0)
+    refused = hopmem("optimize", store, *usual, "--resume", code=2)
+    assert str(had[-1]) in refused.stderr
+
+
+def test_resume_remembers_force(ask: Ask, hopmem: Hopmem, store: Path):
+    hopmem("optimize", store, "--noise", "gaussian:1", "--force", "--time-limit", 0)
+    assert ask("optimize", store, "--resume")["kept"] == "learned"
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_any_seed_will_do(objective, hopmem: Hopmem, store: Path, tmp_path: Path):
+    for seed in (2**61, 2**63 - 1):
+        hopmem("optimize", store, "-o", tmp_path / f"{seed}", *OBJECTIVES[objective], "--seed", seed)
 
 
 def test_resume_refuses_other_options_and_other_patterns(hopmem: Hopmem, ask: Ask, store: Path, tmp_path: Path):

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -106,9 +106,9 @@ def optimize(
     bank: Bank,
     output: Annotated[str | None, typer.Option("-o", "--output", help="Write here instead of into the bank.")] = None,
     objective: Annotated[
-        Literal["denoise", "average", "spherical"],
-        typer.Option(help="For retrieval under noise, or for separation: U-Hop's, U-Hop+'s."),
-    ] = "denoise",
+        Literal["denoise", "average", "spherical"] | None,
+        typer.Option(help="For retrieval under noise (denoise, the default), or for separation: U-Hop's, U-Hop+'s."),
+    ] = None,
     noise: Annotated[
         list[str] | None,
         typer.Option(help="What queries will suffer; repeatable; default: mixed.", metavar="KIND:LEVEL"),
@@ -151,8 +151,9 @@ def optimize(
         int | None, typer.Option(parser=parse_number(int, 2), metavar="INTEGER", help="Patterns in a step.")
     ] = None,
     restarts: Annotated[
-        int, typer.Option(parser=parse_number(int, 1), metavar="INTEGER", help="Starts of a spherical code.")
-    ] = 16,
+        int | None,
+        typer.Option(parser=parse_number(int, 1), metavar="INTEGER", help="Starts of a spherical code; default: 16."),
+    ] = None,
     time_limit: Annotated[
         float | None,
         typer.Option(
@@ -177,13 +178,13 @@ def optimize(
 
     if plot is not None:
         _can_chart(plot, force)
-    names = tuple(noise or ())
-    task = _task(
-        objective, names, noise_from, feature_dim, steps, temperature, learning_rate, batch_size, restarts, force
-    )
+    asked: dict[str, Any] = {"objective": objective, "noise": tuple(noise) if noise else None, "steps": steps}
+    asked |= {"feature_dim": feature_dim, "temperature": temperature, "learning_rate": learning_rate}
+    asked |= {"batch_size": batch_size, "restarts": restarts}
+    task, given = _task({name: value for name, value in asked.items() if value is not None}, noise_from, force)
     pairs: dict[str, Any] = {"noise_from": noise_from, "clean_from": clean_from}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = run(bank, output, task, machine, **pairs, time_limit=time_limit, resume=resume)
+        outcome = run(bank, output, task, machine, **pairs, time_limit=time_limit, resume=resume, given=given)
     if plot is not None:
         _chart_learning(outcome, plot, force)
     _finish(outcome, "optimize", as_json, quiet)
@@ -348,23 +349,23 @@ def evaluate(
         check(outcome.result, fail_under)
 
 
-def _task(objective: str, noise: tuple[str, ...], noise_from: str | None, *options: Any) -> "Task":
-    """What is asked of optimize.
+def _task(asked: dict[str, Any], noise_from: str | None, force: bool) -> "tuple[Task, frozenset[str]]":
+    """What is asked of optimize, and which of it was said.
 
     Returns:
-        The task.
+        The task, and the names of the options that were given.
 
     Raises:
         UsageError: a noise model beside real pairs, or noise for an objective that knows none.
     """
-    from hopmem.verbs.denoise import MIXED
     from hopmem.verbs.optimize import Task
 
-    if noise and noise_from is not None:
-        raise UsageError(f"expected --noise or --noise-from, found both ({noise[0]} and {noise_from})")
-    if (noise or noise_from) and objective != "denoise":
-        raise UsageError(f"--noise: expected --objective denoise, found {objective}")
-    return Task(cast(Any, objective), noise or MIXED, None, *options)
+    if "noise" in asked and noise_from is not None:
+        raise UsageError(f"expected --noise or --noise-from, found both ({asked['noise'][0]} and {noise_from})")
+    task = Task(**asked, force=force)
+    if ("noise" in asked or noise_from) and task.objective != "denoise":
+        raise UsageError(f"--noise: expected --objective denoise, found {task.objective}")
+    return task, frozenset(asked)
 
 
 def _reading(*options: Any) -> "Reading":

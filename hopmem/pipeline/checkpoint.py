@@ -4,7 +4,7 @@ import hashlib
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -33,12 +33,11 @@ class Checkpoint:
     data: str  # a digest of what is learned from
     state: State | None = None  # None at the beginning
 
-    def resumed(self, asked_seed: int | None) -> "Checkpoint":
+    def resumed(self, given: Collection[str], asked_seed: int | None) -> "Checkpoint":
         """The interrupted run whose checkpoint lies there.
 
-        Options that are left at their defaults are those of that run.
-
         Args:
+            given: the options of the task that were asked for; the others are those of that run.
             asked_seed: the seed that was asked for, if any.
 
         Returns:
@@ -51,16 +50,16 @@ class Checkpoint:
         if not self.path.exists():
             raise MissingInputError(self.path, "the checkpoint of an interrupted optimize, for --resume")
         tensors, metadata = file.read(self.path, FORMAT)
-        kept, usual = json.loads(metadata["task"]), _plain(Task())
+        kept = json.loads(metadata["task"])
         if metadata["data"] != self.data:
             raise UsageError(f"{self.path}: expected the patterns (and pairs) of the interrupted run, found others")
         for name, asked in _plain(self.task).items():
-            if asked not in (usual[name], kept[name]):
+            if name in given and name != "force" and asked != kept[name]:
                 raise UsageError(f"--resume: expected {name} {kept[name]} as in the interrupted run, found {asked}")
         seed = int(metadata["seed"])
         if asked_seed not in {None, seed}:
             raise UsageError(f"--resume: expected seed {seed} as in the interrupted run, found {asked_seed}")
-        task = Task(**kept | {"noise": tuple(kept["noise"]), "force": self.task.force})
+        task = Task(**kept | {"noise": tuple(kept["noise"]), "force": self.task.force or kept["force"]})
         state = {name: tensor.clone() for name, tensor in tensors.items() if name != "begun"}
         return replace(self, task=task, seed=seed, state=state or None)
 
@@ -131,7 +130,7 @@ def _plain(task: Task) -> dict[str, Any]:
     Returns:
         Its options by name.
     """
-    kept = {field.name for field in fields(Task)} - {"pairs", "force"}
+    kept = {field.name for field in fields(Task)} - {"pairs"}
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in asdict(task).items() if name in kept
     }

@@ -30,6 +30,7 @@ def optimize(
     clean_from: str | None = None,
     time_limit: float | None = None,
     resume: bool = False,
+    given: frozenset[str] = frozenset(),
 ) -> Outcome[OptimizeResult]:
     """Learn the feature map of a bank and rewrite the bank with it.
 
@@ -42,6 +43,7 @@ def optimize(
         clean_from: the source of the clean rows that belong to them, by name or row by row.
         time_limit: seconds after which the best so far is taken.
         resume: go on with an interrupted run.
+        given: the options of the task that were asked for: an interrupted run must have had them, too.
 
     Returns:
         What was learned.
@@ -51,10 +53,10 @@ def optimize(
     bank = MemoryBank.load(bank_path)
     device = str(resolve(machine.device))
     with memory_errors(), interruptible() as interrupted:
-        pairs = _pairs(noise_from, clean_from, bank)
+        pairs, notes = _pairs(noise_from, clean_from, bank)
         seed = bank.seed if machine.seed is None else machine.seed
         checkpoint = checkpoint_of(Path(output or bank_path), bank, task, pairs, seed)
-        checkpoint = checkpoint.resumed(asked_seed=machine.seed) if resume else checkpoint
+        checkpoint = checkpoint.resumed(given, machine.seed) if resume else checkpoint
         found = learn(
             bank,
             replace(checkpoint.task, pairs=pairs),
@@ -67,7 +69,7 @@ def optimize(
         )
         found.bank.save(output or bank_path, beside=remember(found.bank, machine), force=True)
         checkpoint.left(found.state, finished=found.finished)
-    warnings = [*found.warnings, *_unfinished(found, interrupted())]
+    warnings = [*notes, *found.warnings, *_unfinished(found, interrupted())]
     curve = found.learning.curve
     return Outcome(_result(found), device, warnings, curve=curve, interrupted=interrupted() and not found.finished)
 
@@ -81,7 +83,7 @@ def _result(found: Stopped) -> OptimizeResult:
     how = found.learning
     return OptimizeResult(
         found.objective,
-        how.feature_dimension,
+        found.bank.feature_dimension,
         how.steps,
         how.loss,
         how.separation,
@@ -97,18 +99,18 @@ def _unfinished(found: Stopped, interrupted: bool) -> list[str]:
     return [f"{why}: the best map so far is taken; --resume goes on from here"]
 
 
-def _pairs(noisy: str | None, clean: str | None, bank: MemoryBank) -> tuple[Tensor, Tensor] | None:
+def _pairs(noisy: str | None, clean: str | None, bank: MemoryBank) -> tuple[tuple[Tensor, Tensor] | None, list[str]]:
     """Read pairs of corrupted and clean rows.
 
     Returns:
-        Both, row by row, in the units of the patterns; None where none are given.
+        Both, row by row, in the units of the patterns, and what has to be said of that; None where none are given.
 
     Raises:
         UsageError: one source without the other.
         InvalidDataError: sources that do not pair.
     """
     if noisy is None and clean is None:
-        return None
+        return None, []
     if noisy is None or clean is None:
         lacking = "--noise-from" if noisy is None else "--clean-from"
         raise UsageError(f"expected --noise-from and --clean-from together, found no {lacking}")
@@ -118,15 +120,15 @@ def _pairs(noisy: str | None, clean: str | None, bank: MemoryBank) -> tuple[Tens
         if loaded.stored.shape[1] != bank.dimension:
             expected = f"rows of {bank.dimension} entries, shape {list(bank.shape)}, as in the bank"
             raise InvalidDataError(source, expected, f"shape {list(loaded.shape)}")
-    order = _partners(left, right, noisy, clean)
-    return _rows(left, bank), _rows(right, bank)[order]
+    order, notes = _partners(left, right, noisy, clean)
+    return (_rows(left, bank), _rows(right, bank)[order]), notes
 
 
-def _partners(left: Loaded, right: Loaded, noisy: str, clean: str) -> Tensor:
+def _partners(left: Loaded, right: Loaded, noisy: str, clean: str) -> tuple[Tensor, list[str]]:
     """Which clean row belongs to each corrupted one: that of its name where both sides have names, else its number.
 
     Returns:
-        int64 [n].
+        int64 [n], and a warning where names were of no use.
 
     Raises:
         InvalidDataError: a row without a partner.
@@ -135,12 +137,13 @@ def _partners(left: Loaded, right: Loaded, noisy: str, clean: str) -> Tensor:
         place = {name: row for row, name in enumerate(right.names)}
         alone = [name for name in left.names if name not in place]
         if not alone:
-            return torch.tensor([place[name] for name in left.names])
+            return torch.tensor([place[name] for name in left.names]), []
         if len(alone) < len(left.names):
             raise InvalidDataError(clean, f"a partner for each of {noisy} by name", f"none for {alone[0]}")
     if len(left.stored) != len(right.stored):
         raise InvalidDataError(clean, f"{len(left.stored)} rows as in {noisy}, row by row", len(right.stored))
-    return torch.arange(len(left.stored))
+    ordered = f"{noisy} and {clean} have no names in common: their rows are paired in order"
+    return torch.arange(len(left.stored)), [ordered] if left.names and right.names else []
 
 
 def _rows(loaded: Loaded, bank: MemoryBank) -> Tensor:

@@ -173,6 +173,8 @@ def _pair_source(bank: MemoryBank, memory: Patterns, noisy: Any, clean: Any) -> 
     if not bank.patterns.is_floating_point():  # 7/255 and 7 · (1/255) are one pixel
         whole = (C / bank.scale).round()
         C = torch.where((C / bank.scale - whole).abs() < 1e-3, whole * bank.scale, C)
+    elif bank.patterns.dtype in {torch.float16, torch.bfloat16}:  # what is stored was rounded: so are its clean halves
+        C = (C / bank.scale).to(bank.patterns.dtype).float() * bank.scale
     known = torch.cat([memory[slice(0, len(memory))].cpu(), C])
     stored, row = torch.unique(known, dim=0, return_inverse=True)
     extended = Patterns(stored, 1.0, memory.device)

@@ -21,6 +21,7 @@ from hopmem.verbs.work import Watch, loss_stage
 
 Objective = Literal["denoise", "average", "spherical"]
 MEASURING_T = 2.0  # t of the average loss, where none was asked for
+EQUAL = 1e-5  # of a loss or a cosine: what is closer is as good
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,13 @@ def optimize(
 
     Returns:
         A new bank. Where no learned map beats the raw ones it has the best raw map, unless `force` asks otherwise.
+
+    Raises:
+        UsageError: noise beside pairs.
     """
     names = (noise,) if isinstance(noise, str) else tuple(noise)
+    if pairs is not None and names != MIXED:
+        raise UsageError(f"expected noise or pairs, found both ({names[0] if names else 'no noise'} and pairs)")
     task = Task(objective, names, pairs, feature_dim, steps, temperature, learning_rate, batch_size, restarts, force)
     return learn(bank, task, seed, device, budget, watch, until(time_limit)).bank
 
@@ -187,7 +193,7 @@ def _separated(
     )
     found = replace(found, tuning=tune(after.delta, len(bank)), learning=learning)
     warnings = []
-    if worse := last > first:
+    if worse := last > first + EQUAL * max(1.0, abs(first)):
         what = "largest cosine" if spherical else "loss"
         fact = f"{what} {last:.4g} against {first:.4g}; a larger --feature-dim may help"
         warnings = [f"the map separates less well than the raw patterns do: {fact}"]

@@ -29,7 +29,9 @@ COVARIANCES = (
     *((None, ridge) for ridge in (1e-3, 1e-2, 0.1, 1.0)),
 )
 DIMENSIONS = (8, 16, 32, 64, 128, 256, 512)  # discriminants that are kept; the whole space is tried besides
-PAIRS_PER_DIMENSION = 4  # corrupted copies from which the noise is measured
+PAIRS_PER_DIMENSION = 4  # corrupted copies from which the noise is measured, at least,
+MOST_PER_DIMENSION = 16  # and at most: with many memories what is left of the error of N decides,
+PAIRS_PER_MEMORY = 4  # and they take long anyway
 FEWEST_PAIRS = 4096
 SAMPLE_ROWS = 2048  # rows made at a time
 MEMORY_ROWS = 1 << 16  # memories whose covariance is taken
@@ -81,7 +83,9 @@ def measure(search: Search) -> Moments:
     sample = _spread(search.fit, min(WIDE // 2, PAIRS_PER_DIMENSION * len(search.fit)))
     X, _ = source.corrupted(sample, generator)
     frame = frame_of(source.memory, (X - source.clean(sample)).nan_to_num(0), draws(seed, FIT))
-    wanted = max(FEWEST_PAIRS, PAIRS_PER_DIMENSION * _rank(search, frame))
+    rank = _rank(search, frame)
+    affordable = min(MOST_PER_DIMENSION * rank, PAIRS_PER_MEMORY * len(source))
+    wanted = max(FEWEST_PAIRS, PAIRS_PER_DIMENSION * rank, affordable)
     share = len(search.held) / len(source) if search.apart else 0.0
     fit = _scatter(search, frame, search.fit, round(wanted * (1 - share)), generator)
     held = _scatter(search, frame, search.held, round(wanted * share), generator)

@@ -186,7 +186,8 @@ def _chosen(
     """
     source, trial = search.source, search.confirmation()
     scores = {name: judged(search, phi, search.trial) for name, phi in maps.items()}
-    table = [*table, *(row for name, score in scores.items() for row in _rows(source, search.trial, name, score))]
+    table = [row for row in table if row.method not in maps]  # those that are judged against all memories now
+    table += [row for name, score in scores.items() for row in _rows(source, search.trial, name, score)]
     method = max(maps, key=lambda name: scores[name].rank)
     plain, learned = (Contender(name, phi, judged(search, phi, trial)) for name, phi in (raw, (method, maps[method])))
     fresh = ((each.method + FRESH, each.score) for each in (plain, learned))

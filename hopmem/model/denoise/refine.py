@@ -30,7 +30,7 @@ class Refining:
 
     steps: int = 200  # at most this many
     learning_rate: float = 1e-3  # of Adam, in units of the features of the start; falls to zero over the steps
-    batch_size: int = 512  # memories in a step, each with one corrupted copy
+    batch_size: int = 512  # draws of a step: a memory that is drawn again counts once, with one corrupted copy
     seed: int = 0  # draws batches and corruptions
 
 
@@ -188,9 +188,10 @@ def _batch_loss(
         A scalar, and the unit features of the memories [n, D].
     """
     device = source.memory.device
-    draw = torch.Generator().manual_seed(how.seed * SEED_STRIDE + FIRST_STEP + 2 * step)
+    seed = (how.seed * SEED_STRIDE + FIRST_STEP + 2 * step) % (2**63 - 1)
+    draw = torch.Generator().manual_seed(seed)
     batch = torch.unique(items[torch.randint(len(items), (how.batch_size,), generator=draw)])
-    noise = torch.Generator(device).manual_seed(how.seed * SEED_STRIDE + FIRST_STEP + 2 * step + 1)
+    noise = torch.Generator(device).manual_seed(seed + 1)
     A, offset, log_beta = parameters
     F = start.features(source.corrupted(batch, noise)[0])
     rows, which = torch.unique(source.rows(batch), return_inverse=True)  # given pairs may share a clean half

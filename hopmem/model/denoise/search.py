@@ -15,7 +15,9 @@ HELD_OUT = 5  # one item in so many is kept for validation,
 WITNESSES = 250  # or so many, up to half of all: fewer can't tell a map that is right always from one that errs in 50
 FEWEST_TO_SPLIT = 20  # items below which none can be spared, and only the corruptions are held out
 MOST_HELD_OUT = 1000
-QUERIES = 1000  # of the trial in which candidates are chosen, and at least so many for each noise:
+QUERIES = 1000  # of the trial in which candidates are chosen,
+MOST_QUERIES = 2500  # or, up to so many, one for each `MEMORIES_PER_QUERY` memories: many memories tell maps apart that
+MEMORIES_PER_QUERY = 4  # lie close together; and at least so many for each noise:
 QUERIES_PER_NOISE = 200
 RAW_QUERIES = 5  # times as many for the raw maps, which are fitted to nothing and often lie close together
 CONFIRMING = 2  # times as many for the trial that confirms
@@ -82,9 +84,9 @@ def draws(seed: int, purpose: int) -> int:
         purpose: which.
 
     Returns:
-        A number that no other purpose or seed shares.
+        A number that no other purpose shares, nor any other seed below 2⁶⁰.
     """
-    return seed * 8 + purpose
+    return (seed * 8 + purpose) % 2**63  # what a generator takes
 
 
 def begin(source: Source, seed: int, budget: int) -> Search:
@@ -100,7 +102,8 @@ def begin(source: Source, seed: int, budget: int) -> Search:
     """
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(draws(seed, SPLIT)))
     fit, held, fresh = _split(source, order)
-    count = max(QUERIES, QUERIES_PER_NOISE * len(source.noises))
+    usual = max(QUERIES, min(MOST_QUERIES, len(source) // MEMORIES_PER_QUERY))
+    count = max(usual, QUERIES_PER_NOISE * len(source.noises))
     trial = source.trial(held, count, draws(seed, CHOOSE))
     if bool(trial.X.isnan().any()):
         trial = source.trial(held, PARTIAL_QUERIES, draws(seed, CHOOSE))
@@ -148,11 +151,11 @@ def judged(search: Search, phi: FeatureMap, trial: Trial) -> Score:
         trial: the queries.
 
     Returns:
-        Its score at the β of least error.
+        Its score at the β of least error in the trial in which candidates are chosen.
     """
     S, place = _rival_scores(search, phi)
     beta, _ = least_error(S, place, search.rivals, search.energy)
-    return judge(phi, trial, search.source.memory, beta, search.energy, search.budget)
+    return judge(phi, trial, search.trial, search.source.memory, beta, search.energy, search.budget)
 
 
 def glanced(search: Search, phi: FeatureMap, trial: Trial) -> Score:

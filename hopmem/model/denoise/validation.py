@@ -197,12 +197,15 @@ def least_error(S: Tensor, truth: Tensor, memory: Tensor, energy: float) -> tupl
     return _smallest(errors, middle, COARSE, energy)
 
 
-def judge(phi: FeatureMap, trial: Trial, memory: Patterns, beta: float, energy: float, budget: int) -> Score:
+def judge(
+    phi: FeatureMap, trial: Trial, tuning: Trial, memory: Patterns, beta: float, energy: float, budget: int
+) -> Score:
     """Retrieve the queries of a trial from all memories, just as `retrieve` does, at the β of least error.
 
     Args:
         phi: the map.
         trial: the queries.
+        tuning: the queries, some of which choose β.
         memory: all memories.
         beta: where the search for β begins.
         energy: mean squared distance of memories from their mean.
@@ -211,7 +214,7 @@ def judge(phi: FeatureMap, trial: Trial, memory: Patterns, beta: float, energy: 
     Returns:
         The score.
     """
-    features, few = Features(memory, phi).held(budget), trial.some(BETA_QUERIES)
+    features, few = Features(memory, phi).held(budget), tuning.some(BETA_QUERIES)
 
     def errors(beta: float) -> Tensor:
         return _errors(_answers(few, features, memory, Dynamics(beta=beta, budget=budget)), few)

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from hopmem.model.denoise import search as room
+from hopmem.model.denoise.candidates import measure
 from hopmem.model.denoise.learning import beats, raw_maps
-from hopmem.model.denoise.search import Search, begin, draws
+from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
+from hopmem.model.denoise.search import Search, begin
 from hopmem.model.denoise.validation import Score, Source, gaps, judge, least_error, verdict
 from hopmem.model.hopfield import Dynamics, complete, retrieve
 from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
@@ -54,21 +57,26 @@ def test_few_memories_are_shared_but_not_their_corruptions(M):
     found = search(source(M, "gaussian:1"))
     assert not found.apart
     assert sorted(found.held.tolist()) == sorted(found.fit.tolist()) == list(range(M))
-    assert_no_copy_in_common(found)
 
 
+@pytest.mark.parametrize("M", [2, 19, 40])
 @pytest.mark.parametrize("noises", [("gaussian:1",), ("contrast:0.5", "gaussian:0.3")])
-def test_no_two_trials_share_a_corruption(noises):
-    assert_no_copy_in_common(search(source(40, *noises)))
+def test_what_chooses_what_confirms_and_what_is_fitted_are_corrupted_by_draws_of_their_own(monkeypatch, noises, M):
+    seeds, corrupted = [], Source.corrupted
 
+    def spy(self, items, generator):
+        seeds.append(generator.initial_seed())
+        return corrupted(self, items, generator)
 
-def assert_no_copy_in_common(found: Search) -> None:
-    generator = torch.Generator().manual_seed(draws(found.seed, 3))
-    fit, _ = found.source.corrupted(found.fit[torch.arange(1000) % len(found.fit)], generator)
-    trials = [found.trial.X, found.confirmation().X, found.raw_trial().X, fit]
-    for number, first in enumerate(trials):
-        for second in trials[number + 1 :]:
-            assert float(torch.cdist(first[:300], second).min()) > 0
+    monkeypatch.setattr(Source, "corrupted", spy)
+    found = search(source(M, *noises))
+    found.confirmation(), found.raw_trial()
+    assert len(set(seeds)) == len(seeds) == 3
+    measure(found)
+    how, W = Refining(steps=3), torch.eye(8)
+    state = Refinement.start(8, 1.0, (0.0, 0.0), torch.device("cpu"))
+    refine(Start(W, torch.zeros(8), 0.0), found.source, found.fit, state, how, lambda A, offset: (0.0, 0.0))
+    assert len(set(seeds)) == 3 + 1 + 3  # the moments are one stream, each step of the refinement another
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 19, 40, 203])
@@ -96,7 +104,8 @@ def test_the_seed_decides_the_split_and_every_draw(seed):
 
 
 def test_no_purpose_shares_its_draws_with_another():
-    assert len({draws(seed, purpose) for seed in range(50) for purpose in range(6)}) == 300
+    purposes = [getattr(room, name) for name in ("SPLIT", "CHOOSE", "CONFIRM", "FIT", "RIVAL", "RAW")]
+    assert len({room.draws(seed, purpose) for seed in range(50) for purpose in purposes}) == 300
 
 
 def test_rivals_hold_the_truth_and_each_memory_once():
@@ -170,7 +179,7 @@ def test_of_equally_good_betas_the_smallest_is_taken():
 def test_a_map_is_judged_by_what_retrieval_brings_back(phi, name):
     of = source(30, name)
     trial = of.trial(torch.arange(30), 24, 5)
-    score = judge(phi, trial, of.memory, 8.0, 8.0, BUDGET)
+    score = judge(phi, trial, trial, of.memory, 8.0, 8.0, BUDGET)
     features, dynamics = Features(of.memory, phi), Dynamics(beta=score.beta)
     if name.startswith("missing"):
         found = complete(trial.X.nan_to_num(9), ~trial.X.isnan(), features, of.memory, 8, dynamics)
