@@ -3,7 +3,8 @@
     python experiments/objectives.py --data FOLDER [--patterns 1000] [--seeds 5] [--out FOLDER]
 
 For each data set and seed, a bank of randomly drawn images is learned with every objective, and each bank is
-evaluated on corrupted copies that no learning has seen. `uhop` and the baselines need no bank of their own.
+evaluated on corrupted copies that no learning has seen. `uhop` and the baselines need no bank of their own; Algorithm 1
+is U-Hop's descent as published, from W = I.
 """
 
 import argparse
@@ -19,9 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from published import algorithm_1
 
 import hopmem
 from hopmem.bank import MemoryBank
+from hopmem.verbs.mapped import mapped
+
+CPU = torch.device("cpu")
 
 NOISES = (
     "gaussian:0.5", "gaussian:2", "mask:0.5", "occlude:0.5", "block:0.6", "saltpepper:0.5", "contrast:0.5",
@@ -73,7 +78,9 @@ def measure(
         Noise, method, accuracy and error.
     """
     raw = bank_of(images, count, seed)
+    patterns = raw.rows()[slice(0, count)]
     shared = {
+        **{f"Algorithm 1, {n} steps": mapped(raw, algorithm_1(patterns, steps=n), CPU) for n in (20, 100)},
         "mixed map": hopmem.optimize(raw, noise="mixed", seed=seed),
         "spherical": hopmem.optimize(raw, objective="spherical", seed=seed),
     }

@@ -2,9 +2,10 @@
 
     python experiments/temperature.py --data FOLDER [--patterns 500] [--seeds 5] [--noise mask:0.5]
 
-The published protocol trains on unit features and retrieves with unnormalised ones at β = 1, against a modern Hopfield
-network at β = 1. Unnormalised features make logits longer, which is a larger β. Here each map retrieves three times: as
-published, at unit features with the same β for all, and at unit features with its own best β.
+First one map alone: unit features times a constant s, at β = 1, which is β = s². Then the published protocol, which
+trains on unit features and retrieves with unnormalised ones at β = 1, beside a modern Hopfield network at β = 1; both
+maps at unit features and the β at which the largest logit is as large, on average, as the published one's; and both at
+unit features and their own best β, found on corruptions of their own.
 """
 
 import argparse
@@ -13,13 +14,14 @@ from pathlib import Path
 
 import torch
 from objectives import bank_of, cifar10, mnist
+from published import algorithm_1
 from torch import Tensor
 
 from hopmem.model.kernel import FeatureMap, unit
 from hopmem.model.noise import canvas_of, parse_noise
-from hopmem.model.uhop import Training, learn_average
 
 BETAS = [2.0**power for power in range(-4, 17)]
+SCALES = (1, 4, 16, 64)
 
 
 def answers(scores: Tensor, Xi: Tensor, beta: float) -> tuple[float, float]:
@@ -37,17 +39,30 @@ def measure(images: Tensor, count: int, noise: str, seed: int) -> dict[tuple[str
     draws = torch.Generator().manual_seed(seed + 1000)
     Xi = patterns[slice(0, count)]
     tune, X = (parse_noise(noise, images=True)(Xi, canvas, draws) for _ in range(2))
-    maps = {"modern (W = I)": FeatureMap(), "U-Hop (average)": learn_average(patterns, Training(seed=seed)).phi}
+    maps = {"modern (W = I)": FeatureMap(), "U-Hop (Algorithm 1)": algorithm_1(Xi)}
     found = {}
-    for name, phi in maps.items():
-        for protocol in ("as published, β = 1", "unit features, β = 20", "unit features, best β"):
-            scale = (lambda F: F) if protocol.startswith("as") else unit
-            S, T = (scale(phi(Q)) @ scale(phi(Xi)).T for Q in (X, tune))
-            beta = 1.0 if protocol.startswith("as") else 20.0
-            if "best" in protocol:
-                beta = min(BETAS, key=lambda beta, T=T: answers(T, Xi, beta)[1])  # on corruptions of their own
-            accuracy, error = answers(S, Xi, beta)
-            found[protocol, name] = accuracy, error, beta * float(S.amax(1).mean())
+
+    def note(protocol: str, name: str, S: Tensor, beta: float) -> None:
+        found[protocol, name] = *answers(S, Xi, beta), beta * float(S.amax(1).mean())
+
+    long = {name: phi(X) @ phi(Xi).T for name, phi in maps.items()}
+    alike = {name: unit(phi(X)) @ unit(phi(Xi)).T for name, phi in maps.items()}
+    held = {name: unit(phi(tune)) @ unit(phi(Xi)).T for name, phi in maps.items()}
+    for s in SCALES:
+        note(f"unit features × {s}, β = 1", "modern (W = I)", s * s * alike["modern (W = I)"], 1.0)
+    for name in maps:
+        note("features as they are, β = 1", name, long[name], 1.0)
+    published = float(long["U-Hop (Algorithm 1)"].amax(1).mean())
+    for name in maps:
+        note(
+            "unit features, the published largest logit",
+            name,
+            alike[name],
+            published / float(alike[name].amax(1).mean()),
+        )
+    for name in maps:
+        best = min(BETAS, key=lambda beta, name=name: answers(held[name], Xi, beta)[1])
+        note("unit features, own best β", name, alike[name], best)
     return found
 
 
