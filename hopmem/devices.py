@@ -6,16 +6,19 @@ Sizes are read without torch, which is imported where a device is asked for.
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from hopmem.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     import torch
 
+ResultT = TypeVar("ResultT")
+
 DEFAULT_BUDGET = 256 << 20  # bytes of working memory where no limit is given
+SMALLEST = 1 << 20  # below which a smaller block is no help
 SHARE_OF_LIMIT = 4  # a block takes this part of the memory limit: its temporaries and the patterns need the rest
 
 
@@ -91,6 +94,35 @@ def size(text: str) -> int:
     return max(1 << 20, int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")))
 
 
+class Room:
+    """Bytes of working memory, halved whenever they turn out to be more than there are."""
+
+    def __init__(self, budget: int) -> None:
+        """Begin with what was asked for.
+
+        Args:
+            budget: bytes of a block.
+        """
+        self.budget = budget
+
+    def fit(self, work: Callable[..., ResultT]) -> ResultT:
+        """Do some work in as much memory as there is; what was found out holds for the next.
+
+        Args:
+            work: called with the `budget`; it may be called again with less.
+
+        Returns:
+            What the work returns.
+        """
+        while True:
+            try:
+                return work(budget=self.budget)
+            except Exception as error:
+                if not _exhausted(error) or self.budget <= SMALLEST:
+                    raise
+                self.budget //= 2
+
+
 @contextmanager
 def memory_errors() -> Iterator[None]:
     """Turn running out of memory, on the host or the device, into an error that says what to do.
@@ -105,11 +137,14 @@ def memory_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        import torch
-
-        # The CPU's allocator raises a plain RuntimeError.
-        exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-        if not exhausted:
+        if not _exhausted(error):
             raise
         advice = "a smaller --memory-limit makes smaller blocks"
         raise DeviceError(f"out of memory: expected the job to fit, found that it did not; {advice}") from error
+
+
+def _exhausted(error: Exception) -> bool:
+    import torch
+
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)

@@ -4,7 +4,7 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import TextIOWrapper
@@ -19,7 +19,7 @@ from rich.text import Text
 import hopmem
 from hopmem.errors import printable
 from hopmem.pipeline.outcome import Outcome
-from hopmem.results import Evaluation, Inspection, OptimizeResult, RetrieveResult, StoreResult
+from hopmem.results import Evaluation, Inspection, Match, OptimizeResult, RetrieveResult, StoreResult
 
 if TYPE_CHECKING:
     from hopmem.verbs.work import Watch
@@ -81,10 +81,11 @@ def show(outcome: Outcome[Any], verb: str, style: Style) -> None:
             console.print(table)
 
 
-def show_lines(outcome: Outcome[RetrieveResult]) -> None:
-    """Print each answer as a line of JSON on stdout."""
-    for match in asdict(outcome.result)["results"]:
-        print(json.dumps(_plain(_without_empty_top(match))))  # noqa: T201 # the one place that prints
+def show_lines(matches: Sequence[Match]) -> None:
+    """Print each answer as a line of JSON on stdout, at once: somebody may be waiting at the other end of a pipe."""
+    for match in matches:
+        print(json.dumps(_plain(_without_empty_top(vars(match)))))  # noqa: T201 # the one place that prints
+    sys.stdout.flush()
 
 
 def to_json(outcome: Outcome[Any], verb: str) -> dict[str, Any]:

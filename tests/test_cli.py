@@ -351,11 +351,12 @@ def test_trouble_inside_ends_in_one_line_and_its_code(problem, code, words, monk
         raise problem
 
     monkeypatch.setattr("hopmem.verbs.inspect", fail)
-    result = hopmem("inspect", bank, code=code)
+    asked = ("inspect", bank, "--beta", 3)  # which no bank remembers
+    result = hopmem(*asked, code=code)
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1
     assert all(word in result.stderr for word in words), result.stderr
-    assert "Traceback" in hopmem("inspect", bank, "-v", code=code).stderr
+    assert "Traceback" in hopmem(*asked, "-v", code=code).stderr
 
 
 OVERWRITES = {

@@ -47,7 +47,7 @@ def test_what_is_not_finite_is_null(value, capsys):
     said = to_json(outcome, "retrieve")
     assert (said["beta"], said["results"][0]["energy"], said["results"][0]["confidence"]) == (None, None, None)
     json.dumps(said, allow_nan=False)
-    show_lines(outcome)
+    show_lines(outcome.result.results)
     assert json.loads(capsys.readouterr().out)["energy"] is None
 
 

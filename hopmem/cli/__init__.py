@@ -247,6 +247,7 @@ def retrieve(
 ) -> None:
     """Retrieve the stored pattern for each noisy, masked or partial query."""
     from hopmem.pipeline.retrieve import retrieve as run
+    from hopmem.report import show_lines
 
     asked = _all_sources(queries, files_from)
     if plot is not None:
@@ -263,7 +264,8 @@ def retrieve(
     }
     options |= {"min_confidence": min_confidence, "mask": mask, "missing": missing, "pictures": plot is not None}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = run(bank, asked, output, reading, machine, force=force, **options)
+        emit = show_lines if ndjson else None
+        outcome = run(bank, asked, output, reading, machine, force=force, emit=emit, **options)
     if plot is not None:
         _draw(outcome, plot, force)
     _finish(outcome, "retrieve", as_json, quiet, ndjson, output == "-")
@@ -466,8 +468,6 @@ def _finish(
     from hopmem import report
 
     report.show(outcome, verb, report.Style(as_json, quiet, not ndjson, data_on_stdout))
-    if ndjson:
-        report.show_lines(outcome)
     if outcome.interrupted:
         raise typer.Exit(INTERRUPTED)
     if outcome.skipped:

@@ -1,6 +1,7 @@
 """Files ↔ arrays: every kind of source, and the same kinds for the answers."""
 
-from hopmem.patterns.files import kind_of, load, save, targets
+from hopmem.patterns.answers import Target, save, writing
+from hopmem.patterns.files import kind_of, load
 from hopmem.patterns.source import Form, Layout, Loaded, Reading, Skipped
 
 __all__ = [
@@ -9,8 +10,9 @@ __all__ = [
     "Loaded",
     "Reading",
     "Skipped",
+    "Target",
     "kind_of",
     "load",
     "save",
-    "targets",
+    "writing",
 ]

@@ -8,6 +8,8 @@ import tokenize
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +88,24 @@ def save_array(path: Path, kind: str, array: Tensor, key: str | None) -> None:
         torch.save(array if key == "patterns" else {key: array}, path)
     else:
         _save_idx(path, _numpy(array))
+
+
+@contextmanager
+def growing_npy(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Callable[[slice, Tensor], None]]:
+    """Write a .npy in parts, of which no more than one is in memory.
+
+    Args:
+        path: the file.
+        shape: of the whole array.
+        dtype: of its entries.
+
+    Yields:
+        What writes the next rows: they come in order.
+    """
+    descr = np.lib.format.dtype_to_descr(_numpy(torch.empty(0, dtype=dtype)).dtype)
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": shape})
+        yield lambda _, array: _numpy(array.contiguous()).tofile(file)
 
 
 def _numpy(array: Tensor) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":

@@ -1,22 +1,18 @@
-"""Which reader reads a source and which writer writes an answer."""
+"""Which reader reads a source."""
 
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from hopmem.atomic import replacing
 from hopmem.errors import InvalidDataError, MissingInputError, UnreadableError, UsageError
-from hopmem.patterns.arrays import load_array, save_array
-from hopmem.patterns.images import find_images, load_images, save_image
-from hopmem.patterns.source import IMAGE_SUFFIXES, Form, Layout, Loaded, Reading, Skipped, safe_name
-from hopmem.patterns.tables import load_table, save_table
+from hopmem.patterns.arrays import load_array
+from hopmem.patterns.images import find_images, load_images
+from hopmem.patterns.source import IMAGE_SUFFIXES, Loaded, Reading, Skipped, safe_name
+from hopmem.patterns.tables import load_table
 
 KINDS = {
     ".npy": "npy",
@@ -95,85 +91,6 @@ def load(sources: Sequence[str], reading: Reading, first: int = 0) -> Loaded:
                 group[0], f"rows of shape {list(parts[0].shape)} as in {sources[0]}", list(part.shape)
             )
     return parts[0] if len(parts) == 1 else _joined(parts)
-
-
-def save(
-    target: str,
-    kind: str,
-    array: Tensor,
-    form: Form,
-    names: Sequence[str],
-    layout: Layout | None,
-    *,
-    scale: float,
-    force: bool,
-) -> None:
-    """Write answers as `kind`.
-
-    Args:
-        target: a path, or `-` for standard output.
-        kind: as of `kind_of`, or folder.
-        array: rows [N, ...] in the units and the type that the file shall hold.
-        form: what the queries looked like.
-        names: of the queries.
-        layout: of the rows, where they are images.
-        scale: what one unit of `array` is worth; an image's pixels run from 0 to 1.
-        force: whether files may be replaced.
-    """
-    if kind == "folder":
-        for path, row, place in zip(targets(target, kind, form, names), array, range(len(array)), strict=True):
-            with replacing(path, force=force) as temporary:
-                _save_picture(temporary, row, layout, scale, form, place)
-        return
-    with ExitStack() as stack:
-        if target == "-":
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            path = folder / f"answers{SUFFIXES[kind]}"
-        else:
-            path = stack.enter_context(replacing(Path(target), force=force))
-        if kind == "image":
-            _save_picture(path, array[0], layout, scale, form, 0)
-        elif kind in {"csv", "tsv"}:
-            save_table(path, kind, array, form, list(names))
-        else:
-            save_array(path, kind, array, form.key)
-        if target == "-":
-            with path.open("rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
-
-
-def targets(target: str, kind: str, form: Form, names: Sequence[str]) -> list[Path]:
-    """The files that `save` will write.
-
-    Args:
-        target: where to.
-        kind: as of `kind_of`, or folder.
-        form: what the queries looked like.
-        names: of the queries.
-
-    Returns:
-        One path, or one for each query of a folder, all below it; none for standard output.
-
-    Raises:
-        InvalidDataError: two queries would write one file.
-    """
-    if target == "-":
-        return []
-    if kind != "folder":
-        return [Path(target)]
-    names = [image.name for image in form.images] or [f"{name}.png" for name in names]
-    seen: dict[PurePosixPath, str] = {}
-    for name in names:
-        inside = PurePosixPath(*(part for part in PurePosixPath(name).parts if part.strip("/") not in {"", ".."}))
-        if not inside.name:
-            raise InvalidDataError(target, "a name for each answer", repr(name))
-        if inside in seen:
-            raise InvalidDataError(
-                target, "a file for each query", f"{name!r} and {seen[inside]!r}, which would write one"
-            )
-        seen[inside] = name
-    return [Path(target, inside) for inside in seen]
 
 
 def _groups(sources: Sequence[str]) -> list[list[str]]:
@@ -329,19 +246,3 @@ def _joined(parts: list[Loaded]) -> Loaded:
         skipped=tuple(skip for part in parts for skip in part.skipped),
         notes=tuple(note for part in parts for note in part.notes),
     )
-
-
-def _save_picture(path: Path, row: Tensor, layout: Layout | None, scale: float, form: Form, place: int) -> None:
-    """Write one row as an image like the query's, or as a plain one where the query was none.
-
-    Raises:
-        UsageError: the rows are no images.
-    """
-    if layout is None:
-        raise UsageError(f"{path}: expected rows that are images to write an image, found shape {list(row.shape)}")
-    pixels = row.float() * scale
-    pixels = pixels.permute(1, 2, 0) if layout == "CHW" else pixels
-    height, width = pixels.shape[:2]
-    image = form.images[place] if form.images else None
-    mode = image.mode if image else "L" if pixels.ndim == 2 or pixels.shape[2] == 1 else "RGB"
-    save_image(path, pixels, mode, image.size if image else (width, height))

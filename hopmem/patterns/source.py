@@ -95,6 +95,15 @@ class Loaded:
             skipped=(*self.skipped, *skipped),
         )
 
+    def part(self, rows: slice) -> "Loaded":
+        """Some of the rows, without their names.
+
+        Returns:
+            The rows; what is memory-mapped stays so.
+        """
+        known = None if self.known is None else self.known[rows]
+        return replace(self, stored=self.stored[rows], known=known, names=None, numbers=None)
+
     def in_layout(self, layout: Layout | None) -> "Loaded":
         """The same images with their axes in another order.
 

@@ -1,7 +1,10 @@
 """Retrieve: queries → patterns → answers, back in the kind of the queries."""
 
+import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +13,20 @@ from torch import Tensor
 
 from hopmem import verbs
 from hopmem.atomic import refuse_overwrite
-from hopmem.bank import SMALLEST, VALIDATED, MemoryBank
-from hopmem.devices import memory_errors, resolve
+from hopmem.bank import MemoryBank
+from hopmem.devices import Room, memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
-from hopmem.patterns import Form, Layout, Loaded, Reading, Skipped, kind_of, load, save, targets
-from hopmem.pipeline.outcome import Machine, Outcome, Picture
+from hopmem.model.kernel import blocks
+from hopmem.patterns import Form, Layout, Loaded, Reading, Skipped, Target, kind_of, load, writing
+from hopmem.pipeline.outcome import Machine, Outcome
 from hopmem.pipeline.store import fitting
-from hopmem.results import Match, RetrieveResult
-from hopmem.verbs.retrieve import GIVEN
+from hopmem.pipeline.tally import Emit, Tally
+from hopmem.results import RetrieveResult
+from hopmem.verbs.retrieve import RETRIEVING
+from hopmem.verbs.work import Watch, pair_block, stage
 
-MOST_PICTURES = 64  # on a contact sheet
-BEYOND_WHITE = 8.0  # entries above this are no noisy image from 0 to 1: they were meant from 0 to 255
+PICTURES = frozenset({"image", "folder"})
+BYTES_PER_ENTRY = 32  # of a query: as read, as float32, its answer, and copies of them
 
 
 def retrieve(
@@ -34,9 +40,12 @@ def retrieve(
     missing: float | None = None,
     pictures: bool = False,
     force: bool = False,
+    emit: Emit | None = None,
     **options: Any,
 ) -> Outcome[RetrieveResult]:
     """Retrieve a stored pattern for each query, and write the answers in the kind of the queries.
+
+    Queries go through in blocks that fit the budget: each is read, answered and written before the next.
 
     Args:
         bank_path: the bank.
@@ -48,6 +57,7 @@ def retrieve(
         missing: a value, in the units of the file, that marks an unknown entry.
         pictures: whether to keep what a contact sheet shows.
         force: whether outputs may be replaced.
+        emit: told the answers of each block, which are then not kept.
         **options: of `verbs.retrieve`.
 
     Returns:
@@ -61,41 +71,68 @@ def retrieve(
     if pictures and (bank.layout is None or bank.values is not None):
         raise UsageError("--plot: expected a bank of images that returns its patterns, found rows of numbers or values")
     device = str(resolve(machine.device))
-    with memory_errors():
+    with memory_errors(), ExitStack() as stack:
         read = _queries(queries, bank, reading, mask, missing)
-        kind = None if output is None else _output_kind(output, read, bank)
-        names = list(read.row_names)
-        for path in [] if output is None or kind is None else targets(output, kind, read.form, names):
+        names = read.row_names
+        target = None if output is None else _target(output, read, bank, force=force)
+        for path in [] if target is None else target.files:
             refuse_overwrite(path, force=force)
-        asked = read.in_layout(bank.layout)
-        if asked.shape != bank.shape and 1 not in {len(asked.shape), len(bank.shape)}:
-            raise InvalidDataError(queries[0], f"rows of shape {list(bank.shape)} as in the bank", list(asked.shape))
-        X = asked.stored.float() * _query_scale(asked, bank)
-        X = X if asked.known is None else X.masked_fill(~asked.known, torch.nan)
-        answer = verbs.retrieve(bank, X, device=device, budget=machine.budget, watch=machine.watch, **options)
-        if output is not None and kind is not None:
-            _save_answers(answer.patterns, output, kind, read, bank, names, force=force)
-    result = RetrieveResult(answer.alpha, answer.beta, int(answer.steps.max()), _matches(answer, names, bank))
-    notes = [*read.notes, *_warnings(X, asked, answer, bank)]
-    shown = _pictures(X, asked.known, answer, bank, names) if pictures else []
-    return Outcome(result, device, notes, list(read.skipped), shown)
+        shape = read.part(slice(0, 1)).in_layout(bank.layout).shape
+        if shape != bank.shape and 1 not in {len(shape), len(bank.shape)}:
+            raise InvalidDataError(queries[0], f"rows of shape {list(bank.shape)} as in the bank", list(shape))
+        bank = _tuned(bank, options.get("beta"), machine)
+        write = None if target is None else stack.enter_context(writing(target))
+        tally, room, began = Tally(bank, names, emit, pictures), Room(machine.budget), time.monotonic()
+        for rows in blocks(len(names), _at_once(bank, machine.budget)):
+            asked = read.part(rows).in_layout(bank.layout)
+            X = asked.stored.float() * _query_scale(asked, bank)
+            X = X if asked.known is None else X.masked_fill(~asked.known, torch.nan)
+            watch = _of_all(machine.watch, rows.start, len(names), began)
+            answer = room.fit(partial(verbs.retrieve, bank, X, device=device, watch=watch, **options))
+            if write is not None and target is not None:
+                write(rows, _as_asked(answer.patterns, target, bank))
+            tally.take(rows, X, asked, answer)
+    return Outcome(tally.result, device, [*read.notes, *tally.warnings], list(read.skipped), tally.pictures)
 
 
-def _warnings(X: Tensor, asked: Loaded, answer: verbs.Answer, bank: MemoryBank) -> list[str]:
-    """What a user may not expect of these queries and answers.
+def _tuned(bank: MemoryBank, beta: float | str | None, machine: Machine) -> MemoryBank:
+    """Measure once what β auto needs, not for each block.
 
     Returns:
-        A line for each.
+        The bank.
     """
-    found = []
-    largest = float(X.nan_to_num(0).abs().max())
-    if bank.scale != 1 and asked.stored.is_floating_point() and largest > BEYOND_WHITE:
-        found.append(f"queries reach {largest:g}, where the bank's images run from 0 to 1: scale them alike")
-    if answer.beta_source not in {GIVEN, SMALLEST, VALIDATED}:
-        found.append(f"β {answer.beta:.6g}: {answer.beta_source}")
-    if rejected := answer.match.count(None):
-        found.append(f"{rejected} of {len(answer.match)} answers are rejected; what is written for them is no match")
-    return found
+    if beta != "auto":
+        return bank
+    block = pair_block(bank.dimension, machine.budget)
+    return bank.tuned(resolve(machine.device), block, stage(machine.watch, "measuring"))
+
+
+def _at_once(bank: MemoryBank, budget: int) -> int:
+    """Queries whose rows, and those of their answers, fit the budget.
+
+    Returns:
+        At least one.
+    """
+    return max(1, budget // (BYTES_PER_ENTRY * max(bank.dimension, bank.readout().dimension)))
+
+
+def _of_all(watch: Watch | None, start: int, count: int, began: float) -> Watch | None:
+    """Who watches one block hears how far all queries are, and how fast they go.
+
+    Returns:
+        What the block reports to.
+    """
+    if watch is None:
+        return None
+
+    def told(label: str, done: int, total: int, note: str = "") -> None:
+        if label != RETRIEVING:
+            watch(label, done, total, note)
+            return
+        rate = (start + done) / max(1e-9, time.monotonic() - began)
+        watch(label, start + done, count, f"{rate:,.0f} queries/s")
+
+    return told
 
 
 def _queries(
@@ -118,12 +155,10 @@ def _queries(
         elif loaded.shape == (1,) and len(loaded.stored) == bank.dimension:
             expected += f" (one query is a row: [1, {bank.dimension}])"
         raise InvalidDataError(queries[0], expected, f"{loaded.stored.shape[1]}, shape {list(loaded.shape)}")
-    known = torch.ones_like(loaded.stored, dtype=torch.bool) if loaded.known is None else loaded.known
-    if missing is not None:
-        known = known & (loaded.stored != missing)
-    if mask is not None:
-        known = known & ~_hidden(mask, loaded, bank.resized)
-    loaded = replace(loaded, known=None if bool(known.all()) else known)
+    known = _known(loaded, mask, missing, bank)
+    loaded = replace(loaded, known=known)
+    if known is None:
+        return loaded
     empty = (~known.any(1)).nonzero()[:, 0].tolist()
     if not empty:
         return loaded
@@ -132,6 +167,21 @@ def _queries(
         raise InvalidDataError(f"{queries[0]}, query {names[empty[0]]}", "at least one known entry", "none")
     kept = known.any(1).nonzero()[:, 0]
     return loaded.take(kept, [Skipped(names[row], "no entry is known") for row in empty])
+
+
+def _known(loaded: Loaded, mask: str | None, missing: float | None, bank: MemoryBank) -> Tensor | None:
+    """Which entries are known, by the file, by a value that marks those that are not, and by a mask.
+
+    Returns:
+        bool [B, d]; None where all are.
+    """
+    known = loaded.known
+    if missing is not None:
+        known = (loaded.stored != missing) & (True if known is None else known)
+    if mask is not None:
+        seen = ~_hidden(mask, loaded, bank.resized).expand(loaded.stored.shape)
+        known = seen & (True if known is None else known)
+    return None if known is None or bool(known.all()) else known
 
 
 def _hidden(mask: str, loaded: Loaded, size: tuple[int, int] | None) -> Tensor:
@@ -181,14 +231,14 @@ def _output_kind(output: str, loaded: Loaded, bank: MemoryBank) -> str:
         UsageError: a name that does not suit the answers.
     """
     layout = bank.layout if bank.values is None else bank.values_layout
-    pictured = loaded.form.kind in {"image", "folder"}
+    pictured = loaded.form.kind in PICTURES
     if output == "-":
         kind = "npy" if loaded.form.kind == "folder" else loaded.form.kind
     elif Path(output).is_dir() or output.endswith("/"):
         kind = "folder"
     else:
         kind = kind_of(Path(output)) or ("folder" if pictured else loaded.form.kind)
-    if kind in {"image", "folder"} and layout is None:
+    if kind in PICTURES and layout is None:
         raise UsageError(
             f"-o {output}: expected a name ending in .npy, .csv or the like, since the answers are no images"
         )
@@ -199,23 +249,36 @@ def _output_kind(output: str, loaded: Loaded, bank: MemoryBank) -> str:
     return kind
 
 
-def _save_answers(
-    patterns: Tensor, output: str, kind: str, read: Loaded, bank: MemoryBank, names: list[str], *, force: bool
-) -> None:
-    """Write answers in the units, the type and the layout of the queries, or of the values."""
-    picture = kind in {"image", "folder"}
+def _target(output: str, read: Loaded, bank: MemoryBank, *, force: bool) -> Target:
+    """Where answers go, in the units, the type and the layout of the queries, or of the values.
+
+    Returns:
+        The target.
+    """
+    kind = _output_kind(output, read, bank)
     if bank.values is not None:
         dtype, scale, shape, layout = bank.values.dtype, bank.values_scale, bank.values_shape or (), bank.values_layout
-    elif picture:
+    elif kind in PICTURES:
         dtype, scale, shape, layout = bank.patterns.dtype, bank.scale, bank.shape, bank.layout
     else:
         dtype, scale, shape, layout = read.stored.dtype, _query_scale(read, bank), read.shape, read.layout
-        patterns = _turned(patterns, bank.shape, bank.layout, layout)
         if bank.patterns.is_floating_point() and not dtype.is_floating_point:
             dtype = torch.float32  # a mean of real patterns is no whole number
-    # Pixels keep their full precision until they are written, in the depth of each file.
-    array, scale = (patterns, 1.0) if picture else (_in_units(patterns, scale, dtype), scale)
-    save(output, kind, array.reshape(len(array), *shape), read.form, names, layout, scale=scale, force=force)
+    if kind in PICTURES:  # pixels keep their full precision until they are written, in the depth of each file
+        dtype, scale = torch.float32, 1.0
+    return Target(output, kind, (len(read.stored), *shape), dtype, read.form, read.row_names, layout, scale, force)
+
+
+def _as_asked(patterns: Tensor, target: Target, bank: MemoryBank) -> Tensor:
+    """Answers in the units and the layout of where they go.
+
+    Returns:
+        Rows [n, ...].
+    """
+    if bank.values is None:
+        patterns = _turned(patterns, bank.shape, bank.layout, target.layout)
+    array = patterns if target.kind in PICTURES else _in_units(patterns, target.scale, target.dtype)
+    return array.reshape(len(array), *target.shape[1:])
 
 
 def _turned(patterns: Tensor, shape: tuple[int, ...], layout: Layout | None, wanted: Layout | None) -> Tensor:
@@ -240,59 +303,3 @@ def _in_units(patterns: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
         limits = torch.iinfo(dtype)
         values = values.round().clamp(limits.min, limits.max)
     return values.to(dtype)
-
-
-def _matches(answer: verbs.Answer, names: list[str], bank: MemoryBank) -> list[Match]:
-    """Answers as records.
-
-    Returns:
-        One for each query.
-    """
-    several = answer.top_index.shape[1] > 1
-    matches = []
-    for row, (indices, weights) in enumerate(zip(answer.top_index.tolist(), answer.top_weight.tolist(), strict=True)):
-        best = [{"match": bank.names[m], "index": m, "weight": w} for m, w in zip(indices, weights, strict=True)]
-        matches.append(
-            Match(
-                query=names[row],
-                match=answer.match[row],
-                index=int(answer.index[row]),
-                confidence=float(answer.confidence[row]),
-                margin=float(answer.margin[row]),
-                support=int(answer.support[row]),
-                state=answer.state[row],
-                steps=int(answer.steps[row]),
-                converged=bool(answer.converged[row]),
-                energy=float(answer.energy[row]),
-                top=best if several else [],
-            )
-        )
-    return matches
-
-
-def _pictures(
-    X: Tensor, known: Tensor | None, answer: verbs.Answer, bank: MemoryBank, names: list[str]
-) -> list[Picture]:
-    """What a contact sheet shows, the least sure answers first.
-
-    Returns:
-        A picture for each query.
-    """
-
-    def image(row: Tensor) -> Tensor:
-        pixels = row.reshape(bank.shape)
-        return pixels.permute(1, 2, 0) if bank.layout == "CHW" else pixels
-
-    stored = bank.rows()[answer.index]
-    return [
-        Picture(
-            query=image(X[row].nan_to_num(0)),
-            known=None if known is None else image(known[row]),
-            answer=image(answer.patterns[row]),
-            stored=image(stored[row]),
-            name=names[row],
-            match=answer.match[row],
-            confidence=float(answer.confidence[row]),
-        )
-        for row in answer.confidence.argsort(stable=True)[:MOST_PICTURES].tolist()
-    ]

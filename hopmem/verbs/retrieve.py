@@ -16,6 +16,7 @@ from hopmem.model.kernel import Features, Patterns
 from hopmem.model.separation import Progress
 from hopmem.verbs.work import Watch, pair_block, stage
 
+RETRIEVING = "retrieving"  # the stage that counts queries
 GIVEN = "as given"  # where a β comes from that the caller chose
 
 
@@ -89,7 +90,7 @@ def retrieve(
     beta = bank.tuning.beta if beta == "auto" and bank.tuning else float(beta)
     memory, readout = bank.memory(where, budget), bank.readout(where)
     dynamics = Dynamics(alpha, beta, steps, tolerance, min(top, len(bank)), budget, readout.spread)
-    progress = stage(watch, "retrieving")
+    progress = stage(watch, RETRIEVING)
     found = _retrieve(X.to(where), None if known is None else known.to(where), memory, readout, dynamics, progress)
     found = Retrieval(*(getattr(found, name).cpu() for name in Retrieval.__dataclass_fields__))
     index, confidence = found.index[:, 0], found.weight[:, 0]
@@ -181,11 +182,21 @@ def _retrieve(
     whole = known.all(1)
     if not bool(whole.any()):
         return complete(X, known, memory, readout, width, dynamics, progress)
-    parts = [(whole, settle(X[whole], memory, readout, width, dynamics, progress))]
-    parts.append((~whole, complete(X[~whole], known[~whole], memory, readout, width, dynamics, progress)))
+    parts = [(whole, settle(X[whole], memory, readout, width, dynamics, _onward(progress, 0, len(X))))]
+    onward = _onward(progress, int(whole.sum()), len(X))
+    parts.append((~whole, complete(X[~whole], known[~whole], memory, readout, width, dynamics, onward)))
     order = torch.cat([rows.nonzero()[:, 0] for rows, _ in parts]).argsort()
     names = Retrieval.__dataclass_fields__
     return Retrieval(*(torch.cat([getattr(part, name) for _, part in parts])[order] for name in names))
+
+
+def _onward(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Count on where another part of the work has stopped.
+
+    Returns:
+        What the part reports to.
+    """
+    return None if progress is None else lambda done, _: progress(before + done, total)
 
 
 def _state(support: int, M: int) -> str:

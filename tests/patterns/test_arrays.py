@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hopmem.patterns import Form, Reading, load, save
+from hopmem.patterns import Form, Reading, load
+from tests.patterns import save
 from tests.refusal import raises_refusal
 
 DTYPES = ["?", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "f2", "f4", "f8"]

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hopmem.patterns import Form, Loaded, Reading, kind_of, load, save, targets
+from hopmem.patterns import Form, Loaded, Reading, kind_of, load
+from hopmem.patterns.answers import targets
 from hopmem.patterns.source import ImageForm
+from tests.patterns import save
 from tests.refusal import raises_refusal
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hopmem.patterns import Loaded, Reading, load, save
+from hopmem.patterns import Loaded, Reading, load
+from tests.patterns import save
 from tests.refusal import raises_refusal
 
 LOSSLESS = [

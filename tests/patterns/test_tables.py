@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hopmem.patterns import Form, Loaded, Reading, load, save
+from hopmem.patterns import Form, Loaded, Reading, load
+from tests.patterns import save
 from tests.refusal import raises_refusal
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -1,0 +1,137 @@
+"""What is kept of the answers as they go by: records, warnings, and the pictures of the least sure."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from hopmem import verbs
+from hopmem.bank import SMALLEST, VALIDATED, MemoryBank
+from hopmem.patterns import Loaded
+from hopmem.pipeline.outcome import Picture
+from hopmem.results import Match, RetrieveResult
+from hopmem.verbs.retrieve import GIVEN
+
+MOST_PICTURES = 64  # on a contact sheet
+BEYOND_WHITE = 8.0  # entries above this are no noisy image from 0 to 1: they were meant from 0 to 255
+
+Emit = Callable[[list[Match]], None]  # told the answers of a block as soon as they are there
+
+
+class Tally:
+    """What has come back so far."""
+
+    def __init__(self, bank: MemoryBank, names: Sequence[str], emit: Emit | None, pictured: bool) -> None:
+        """Begin.
+
+        Args:
+            bank: what is asked.
+            names: of all queries.
+            emit: told the answers of each block, which are then not kept.
+            pictured: whether pictures are wanted.
+        """
+        self._bank, self._names, self._emit, self._pictured = bank, names, emit, pictured
+        self._matches: list[Match] = []
+        self.pictures: list[Picture] = []  # of the least sure answers, those first
+        self._answer: verbs.Answer | None = None
+        self._steps = self._rejected = 0
+        self._largest, self._scaled = 0.0, False
+
+    def take(self, rows: slice, X: Tensor, asked: Loaded, answer: verbs.Answer) -> None:
+        """Take in the answers of a block.
+
+        Args:
+            rows: which of the queries.
+            X: they themselves [n, d], NaN where unknown.
+            asked: as they were read.
+            answer: what came back.
+        """
+        matches = _matches(answer, self._names[rows], self._bank)
+        if self._emit is None:
+            self._matches += matches
+        else:
+            self._emit(matches)
+        self._answer = answer
+        self._steps = max(self._steps, int(answer.steps.max()))
+        self._rejected += answer.match.count(None)
+        self._largest = max(self._largest, float(X.nan_to_num(0).abs().max()))
+        self._scaled = self._bank.scale != 1 and asked.stored.is_floating_point()
+        if self._pictured:
+            more = _pictures(X, asked.known, answer, self._bank, self._names[rows])
+            self.pictures = sorted([*self.pictures, *more], key=lambda each: each.confidence)[:MOST_PICTURES]
+
+    @property
+    def result(self) -> RetrieveResult:
+        """All answers that were kept."""
+        assert self._answer is not None  # there is always a query
+        return RetrieveResult(self._answer.alpha, self._answer.beta, self._steps, self._matches)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user may not expect of these queries and answers."""
+        found, answer = [], self._answer
+        if self._scaled and self._largest > BEYOND_WHITE:
+            reach = f"queries reach {self._largest:g}, where the bank's images run from 0 to 1"
+            found.append(f"{reach}: scale them alike")
+        if answer is not None and answer.beta_source not in {GIVEN, SMALLEST, VALIDATED}:
+            found.append(f"β {answer.beta:.6g}: {answer.beta_source}")
+        if self._rejected:
+            count = f"{self._rejected} of {len(self._names)} answers are rejected"
+            found.append(f"{count}; what is written for them is no match")
+        return found
+
+
+def _matches(answer: verbs.Answer, names: Sequence[str], bank: MemoryBank) -> list[Match]:
+    """Answers as records.
+
+    Returns:
+        One for each query.
+    """
+    several = answer.top_index.shape[1] > 1
+    columns = zip(
+        names,
+        answer.match,
+        answer.index.tolist(),
+        answer.confidence.tolist(),
+        answer.margin.tolist(),
+        answer.support.tolist(),
+        answer.state,
+        answer.steps.tolist(),
+        answer.converged.tolist(),
+        answer.energy.tolist(),
+        strict=True,
+    )
+    matches = [Match(*each) for each in columns]
+    if not several:
+        return matches
+    for match, indices, weights in zip(matches, answer.top_index.tolist(), answer.top_weight.tolist(), strict=True):
+        best = zip(indices, weights, strict=True)
+        match.top.extend({"match": bank.names[m], "index": m, "weight": w} for m, w in best)
+    return matches
+
+
+def _pictures(
+    X: Tensor, known: Tensor | None, answer: verbs.Answer, bank: MemoryBank, names: Sequence[str]
+) -> list[Picture]:
+    """What a contact sheet shows of a block, the least sure answers first.
+
+    Returns:
+        A picture for each of at most `MOST_PICTURES` queries.
+    """
+
+    def image(row: Tensor) -> Tensor:
+        pixels = row.reshape(bank.shape)
+        return pixels.permute(1, 2, 0) if bank.layout == "CHW" else pixels
+
+    stored = bank.rows()[answer.index]
+    return [
+        Picture(
+            query=image(X[row].nan_to_num(0)),
+            known=None if known is None else image(known[row]),
+            answer=image(answer.patterns[row]),
+            stored=image(stored[row]),
+            name=names[row],
+            match=answer.match[row],
+            confidence=float(answer.confidence[row]),
+        )
+        for row in answer.confidence.argsort(stable=True)[:MOST_PICTURES].tolist()
+    ]
