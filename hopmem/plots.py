@@ -13,7 +13,7 @@ from torch import Tensor
 from hopmem.atomic import replacing
 from hopmem.errors import UsageError, printable
 from hopmem.pipeline import Picture
-from hopmem.verbs import Row
+from hopmem.results import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,10 @@ MOST = 64  # pictures on a sheet
 SIDE, WIDEST = 96, 288  # pixels that an image is drawn high, about, and wide, at most
 GAP, LINE = 8, 15  # between images, and of a line of text
 SIZES = "patterns"
-TRIED = 16  # maps that are drawn
+TRIED = 14  # maps that are drawn beside those that were judged again
+FEW_STEPS = 12  # that are drawn as points, too
+DECADES = 100.0  # the ratio of losses from which their axis is logarithmic
+LONG = 14  # letters of a noise from which its name is turned
 DASHES = 4  # lines that can lie on one another and be seen
 THIN = {"elinewidth": 0.6, "ecolor": "0.4"}  # error bars
 INK, PAPER, FAINT, BAD = (34, 34, 34), (255, 255, 255), (200, 200, 200), (178, 24, 43)
@@ -118,19 +121,46 @@ def learning_chart(
     figure = Figure(figsize=(1 + 6 * max(count, 1), 5), dpi=150, layout="constrained")
     axes = figure.subplots(1, max(count, 1), squeeze=False).ravel().tolist()
     for axis, noise in zip(axes, noises, strict=False):
-        rows = sorted((row for row in validation if row["noise"] == noise), key=lambda row: row["accuracy"])[-TRIED:]
-        axis.barh([row["method"] for row in rows], [row["accuracy"] for row in rows], color=_color(0))
-        axis.bar_label(axis.containers[0], labels=[f"{100 * row['accuracy']:.1f} %" for row in rows], padding=3)
-        axis.set(title=f"accuracy under {noise}", xlim=(0, 1.15), xticks=[])
-        axis.spines[["top", "right", "bottom"]].set_visible(False)
-        axis.tick_params(axis="y", labelsize=7)
+        _tried(axis, [row for row in validation if row["noise"] == noise])
+        axis.set_title(f"accuracy under {noise}\nblack: judged again on fresh copies", fontsize=10)
     if curve:
-        axes[-1].plot(range(1, len(curve) + 1), curve, color=_color(0))
-        axes[-1].set(xlabel="step", ylabel=noun, title="learning")
-        axes[-1].spines[["top", "right"]].set_visible(False)
-        axes[-1].grid(color="0.9")
+        _fall(axes[-1], curve, noun)
     with replacing(path, force=force) as temporary:
         figure.savefig(temporary, format="png")
+
+
+def _tried(axis: "Axes", rows: list[dict[str, Any]]) -> None:
+    """Draw the best of the maps that were tried, and above them those that were judged again: learned and raw."""
+    from hopmem.model.denoise.learning import FRESH
+
+    again = [row for row in rows if row["method"].endswith(FRESH)]
+    best = sorted((row for row in rows if row not in again), key=lambda row: row["accuracy"])[-TRIED:]
+    shown = [*best, *sorted(again, key=lambda row: row["accuracy"])]
+    names = [row["method"].removesuffix(FRESH) + (" " if row in again else "") for row in shown]  # bars need own names
+    colors = [_color(0) if row in again else "0.7" for row in shown]
+    axis.barh(names, [row["accuracy"] for row in shown], color=colors)
+    axis.bar_label(axis.containers[0], labels=[f"{100 * row['accuracy']:.1f} %" for row in shown], padding=3)  # type: ignore[arg-type]  # bars
+    axis.set(xlim=(0, 1.15), xticks=[])
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
+    axis.tick_params(axis="y", labelsize=7)
+
+
+def _fall(axis: "Axes", curve: Sequence[float], noun: str) -> None:
+    """Draw how a loss fell; what is lost in rounding is drawn flat."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.plot(range(1, len(curve) + 1), curve, color=_color(0), marker="o" if len(curve) < FEW_STEPS else None)
+    axis.set(xlabel="step", ylabel=noun, title="learning")
+    middle, least = (max(curve) + min(curve)) / 2, 1e-3 * max(1.0, *map(abs, curve))
+    if min(curve) > 0 and max(curve) > DECADES * min(curve) and max(curve) > least:
+        axis.set_yscale("log")
+    else:
+        axis.ticklabel_format(useOffset=False)
+        if max(curve) - min(curve) < least:
+            axis.set_ylim(middle - least, middle + least)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(color="0.9")
 
 
 def _drawn_size(height: int, width: int) -> tuple[int, int]:
@@ -213,7 +243,9 @@ class _Panel:
         places = [place + (number - (count - 1) / 2) * width for place in range(len(rows))]
         heights, errors = [row.accuracy for row in rows], [row.accuracy_se for row in rows]
         axis.bar(places, heights, width, yerr=errors, color=_color(number), label=rows[0].method, error_kw=THIN)
-        axis.set_xticks(range(len(rows)), [row.noise for row in rows], fontsize=8, rotation=20 if len(rows) > 3 else 0)
+        names = [row.noise for row in rows]
+        turned = len(rows) > 1 and (len(rows) > 3 or max(map(len, names)) > LONG)
+        axis.set_xticks(range(len(rows)), names, fontsize=8, rotation=25 * turned, ha="right" if turned else "center")
 
     def _line(self, axis: "Axes", rows: list[Row], number: int) -> None:
         assert self.x is not None  # who draws lines has one

@@ -137,13 +137,15 @@ def _store_table(result: StoreResult) -> Table:
 
 def _optimize_table(result: OptimizeResult) -> Table:
     table = Table(title=f"{result.objective} map, {result.feature_dimension} features, {result.steps} steps")
-    for heading in ("", "raw", "learned"):
+    for heading in ("", "best raw" if result.validation else "raw", "learned"):
         table.add_column(heading, justify="left" if not heading else "right")
     table.add_row("loss", *(_number(result.loss[key]) for key in ("first", "last")))
     for key in ("max_cosine", "min_angle_degrees", "mean_cosine"):
         table.add_row(key.replace("_", " "), *(_number(result.separation[side][key]) for side in ("raw", "learned")))
     table.add_row("kept", *(["", "yes"] if result.kept == "learned" else ["yes", ""]))
-    if result.steps == 0 and not result.validation:
+    if result.method is not None:
+        table.caption = f"in the bank: {result.method}"
+    elif result.steps == 0:
         table.caption = "no step improves on the start, ridge whitening"
     return table
 

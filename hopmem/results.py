@@ -32,6 +32,7 @@ class OptimizeResult:
     separation: dict[str, dict[str, float]]  # raw and learned
     validation: list[dict[str, Any]]  # of everything that was tried: noise, method, accuracy and error
     kept: Literal["learned", "raw"]
+    method: str | None  # the map that is in the bank, in words, where it was chosen among several
 
 
 @dataclass(frozen=True)

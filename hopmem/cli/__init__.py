@@ -157,7 +157,9 @@ def optimize(
     time_limit: Annotated[
         float | None,
         typer.Option(
-            parser=parse_number(float, 0), metavar="NUMBER", help="Seconds after which the best so far is taken."
+            parser=parse_number(float, 0),
+            metavar="NUMBER",
+            help="Seconds; then the best so far is judged and taken.",
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that was interrupted.")] = False,

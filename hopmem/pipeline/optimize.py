@@ -89,6 +89,7 @@ def _result(found: Stopped) -> OptimizeResult:
         how.separation,
         [asdict(row) for row in how.validation],
         found.kept,
+        how.method,
     )
 
 

@@ -19,6 +19,7 @@ from hopmem.model.separation import Halt, State
 from hopmem.verbs.mapped import mapped, measured, summary
 from hopmem.verbs.work import Watch, loss_stage, stage
 
+FEW_WITNESSES = 50  # patterns, below which a map may be better and yet not be told from chance
 MIXED = ("mixed",)
 MEASURING_T = 2.0  # t of the average loss, which nothing here depends on
 
@@ -136,7 +137,8 @@ def _warnings(found: Denoised, force: bool) -> list[str]:
     if found.better:
         return []
     right = [f"{100 * each.score.rank[0]:.2f} %" for each in (found.learned, found.raw)]
-    fact = f"{found.learned.method} {right[0]}, {found.raw.method} {right[1]}"
+    fact = f"{found.learned.method} {right[0]}, {found.raw.method} {right[1]} on copies of {found.witnesses} patterns"
+    fact += "; with so few, more pairs or patterns would tell" if found.witnesses < FEW_WITNESSES else ""
     if force:
         return [f"the learned map is kept, but does not beat the best raw map beyond the sampling error: {fact}"]
     return [f"no learned map beats the best raw map beyond the sampling error, so that is kept: {fact}"]

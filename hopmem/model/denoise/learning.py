@@ -52,6 +52,7 @@ class Denoised:
     learned: Contender
     raw: Contender  # the best raw map
     better: bool  # whether `learned` beats `raw` beyond the sampling error
+    witnesses: int  # memories whose copies confirmed that, or did not
     table: list[Tried]
     loss: dict[str, float]  # −log p of the right memory in validation: first (the best raw map) and last (learned)
     refinement: Refinement | None  # where it stands, if it was begun
@@ -197,7 +198,7 @@ def _chosen(
         "last": surprise(search, learned.phi, learned.score.beta),
     }
     better = beats(learned.score, plain.score, trial.truth)
-    return Denoised(learned, plain, better, table, loss, state, finished)
+    return Denoised(learned, plain, better, len(torch.unique(trial.truth)), table, loss, state, finished)
 
 
 def beats(score: Score, rival: Score, truth: Tensor) -> bool:
