@@ -19,7 +19,7 @@ from rich.text import Text
 import hopmem
 from hopmem.errors import printable
 from hopmem.pipeline.outcome import Outcome
-from hopmem.results import Evaluation, Inspection, Match, OptimizeResult, RetrieveResult, StoreResult
+from hopmem.results import Estimate, Evaluation, Inspection, Match, OptimizeResult, RetrieveResult, StoreResult
 
 if TYPE_CHECKING:
     from hopmem.verbs.work import Watch
@@ -97,6 +97,8 @@ def to_json(outcome: Outcome[Any], verb: str) -> dict[str, Any]:
     result = asdict(outcome.result)
     if isinstance(outcome.result, RetrieveResult):
         result["results"] = [_without_empty_top(match) for match in result["results"]]
+        if result["estimate"] is None:
+            del result["estimate"]
     shared = {
         "schema": f"hopmem.{verb}/1",
         "version": hopmem.__version__,
@@ -120,7 +122,7 @@ def tables(result: Any) -> list[Table]:
     if isinstance(result, OptimizeResult):
         return [*_validation_tables(result), _optimize_table(result)]
     if isinstance(result, RetrieveResult):
-        return [_retrieve_table(result)]
+        return [_estimate_table(result.estimate) if result.estimate else _retrieve_table(result)]
     if isinstance(result, Evaluation):
         return _evaluate_tables(result)
     return _inspect_tables(result)
@@ -200,6 +202,14 @@ def _retrieve_table(result: RetrieveResult) -> Table:
         )
     if len(result.results) > ROWS_SHOWN:
         table.caption = f"{len(result.results) - ROWS_SHOWN:,} more; --json and --ndjson give all of them"
+    return table
+
+
+def _estimate_table(estimate: Estimate) -> Table:
+    table = _facts("dry run: nothing is written")
+    table.add_row("queries", f"{estimate.queries:,}")
+    table.add_row("time, about", f"{estimate.seconds:,.1f} s")
+    table.add_row("memory, at most about", _bytes(estimate.bytes))
     return table
 
 

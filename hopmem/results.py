@@ -53,6 +53,15 @@ class Match:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What a run would take, by what a few of its queries took."""
+
+    queries: int
+    seconds: float
+    bytes: int  # of memory at the peak, beside the bank, which stays on the disk and is mapped
+
+
+@dataclass(frozen=True)
 class RetrieveResult:
     """What came back."""
 
@@ -60,6 +69,7 @@ class RetrieveResult:
     beta: float
     steps: int  # the most that any query took
     results: list[Match]
+    estimate: Estimate | None = None  # of a dry run
 
 
 @dataclass(frozen=True)

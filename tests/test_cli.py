@@ -40,6 +40,7 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "separation": {"raw": ANGLES, "learned": ANGLES},
         "validation": list,
         "kept": str,
+        "method": str | None,  # beside the contract: the map that is kept, in words
     },
     "retrieve": {
         "alpha": float,

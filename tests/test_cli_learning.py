@@ -58,6 +58,7 @@ def test_the_default_is_to_learn_for_mixed_noise(ask: Ask, store: Path):
     assert said["objective"] == "denoise"
     assert {row["noise"] for row in said["validation"]} == {"mixed"}
     assert said["kept"] in {"learned", "raw"}
+    assert said["method"] in {row["method"] for row in said["validation"]}
     assert json.loads(metadata(store)["learning"])["noise"] == ["mixed"]
 
 

@@ -123,3 +123,18 @@ def test_what_was_half_written_is_not_left_behind(
     monkeypatch.setattr(verbs, "retrieve", breaks)
     hopmem("retrieve", bank, queries, "-o", tmp_path / "out.npy", *LITTLE, code=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_estimates_and_writes_nothing(bank: Path, queries: Path, tmp_path: Path, ask: Ask, hopmem: Hopmem):
+    said = ask("retrieve", bank, queries, "-o", tmp_path / "out.npy", "--dry-run")
+    assert said["results"] == []
+    assert said["estimate"]["queries"] == COUNT
+    assert 0 < said["estimate"]["seconds"] < 600
+    assert said["estimate"]["bytes"] > DEFAULT_BUDGET
+    assert list(tmp_path.iterdir()) == []
+    less = ask("retrieve", bank, queries, "--dry-run", *LITTLE)["estimate"]["bytes"]
+    assert less < said["estimate"]["bytes"]
+    shown = hopmem("retrieve", bank, queries, "--dry-run").stdout
+    assert "5,000" in shown
+    assert "memory" in shown
+    assert "estimate" not in ask("retrieve", bank, queries)

@@ -238,6 +238,7 @@ def retrieve(
     plot: Annotated[
         Path | None, typer.Option(help="Draw queries and answers, the least sure first.", metavar="PNG")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate memory and time; write nothing.")] = False,
     force: Force = False,
     device: Device = "auto",
     seed: Seed = None,
@@ -267,8 +268,8 @@ def retrieve(
     options |= {"min_confidence": min_confidence, "mask": mask, "missing": missing, "pictures": plot is not None}
     with _machine(device, seed, threads, memory_limit, quiet) as machine:
         emit = show_lines if ndjson else None
-        outcome = run(bank, asked, output, reading, machine, force=force, emit=emit, **options)
-    if plot is not None:
+        outcome = run(bank, asked, output, reading, machine, force=force, emit=emit, dry_run=dry_run, **options)
+    if plot is not None and not dry_run:
         _draw(outcome, plot, force)
     _finish(outcome, "retrieve", as_json, quiet, ndjson, output == "-")
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 STATISTICS = "statistics"  # where the header of a bank keeps them
 CLOSEST, ERROR = 10, 1e-3  # what is kept
-WORTH_KEEPING = 5000  # memories up to which every pair is looked at whenever a bank is written
+CHEAP = 2e10  # products of entries, over all pairs, up to which every pair is looked at whenever a bank is written
 
 
 def inspect(
@@ -65,7 +65,7 @@ def remember(bank: "MemoryBank", machine: Machine) -> dict[str, str]:
     Returns:
         What its header shall keep; nothing of a bank so large that measuring it would take longer than writing it.
     """
-    if len(bank) > WORTH_KEEPING:
+    if len(bank) ** 2 * max(bank.dimension, bank.feature_dimension) > CHEAP:
         return {}
     return {STATISTICS: _measured(bank, replace(machine, seed=None), CLOSEST, ERROR, None, "auto").text()}
 

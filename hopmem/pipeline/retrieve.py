@@ -21,11 +21,13 @@ from hopmem.patterns import Form, Layout, Loaded, Reading, Skipped, Target, kind
 from hopmem.pipeline.outcome import Machine, Outcome
 from hopmem.pipeline.store import fitting
 from hopmem.pipeline.tally import Emit, Tally
-from hopmem.results import RetrieveResult
+from hopmem.results import Estimate, RetrieveResult
 from hopmem.verbs.retrieve import RETRIEVING
 from hopmem.verbs.work import Watch, pair_block, stage
 
 PICTURES = frozenset({"image", "folder"})
+SAMPLED = 256  # queries by which a dry run judges all
+RUNTIME = 250 << 20  # bytes that Python and torch take before anything is read
 BYTES_PER_ENTRY = 32  # of a query: as read, as float32, its answer, and copies of them
 
 
@@ -41,6 +43,7 @@ def retrieve(
     pictures: bool = False,
     force: bool = False,
     emit: Emit | None = None,
+    dry_run: bool = False,
     **options: Any,
 ) -> Outcome[RetrieveResult]:
     """Retrieve a stored pattern for each query, and write the answers in the kind of the queries.
@@ -58,6 +61,7 @@ def retrieve(
         pictures: whether to keep what a contact sheet shows.
         force: whether outputs may be replaced.
         emit: told the answers of each block, which are then not kept.
+        dry_run: answer a few queries, say what all would take, and write nothing.
         **options: of `verbs.retrieve`.
 
     Returns:
@@ -81,18 +85,49 @@ def retrieve(
         if shape != bank.shape and 1 not in {len(shape), len(bank.shape)}:
             raise InvalidDataError(queries[0], f"rows of shape {list(bank.shape)} as in the bank", list(shape))
         bank = _tuned(bank, options.get("beta"), machine)
+        if dry_run:
+            return Outcome(_estimated(read, bank, machine, options), device, list(read.notes), list(read.skipped))
         write = None if target is None else stack.enter_context(writing(target))
         tally, room, began = Tally(bank, names, emit, pictures), Room(machine.budget), time.monotonic()
         for rows in blocks(len(names), _at_once(bank, machine.budget)):
-            asked = read.part(rows).in_layout(bank.layout)
-            X = asked.stored.float() * _query_scale(asked, bank)
-            X = X if asked.known is None else X.masked_fill(~asked.known, torch.nan)
+            asked, X = _rows(read, rows, bank)
             watch = _of_all(machine.watch, rows.start, len(names), began)
             answer = room.fit(partial(verbs.retrieve, bank, X, device=device, watch=watch, **options))
             if write is not None and target is not None:
                 write(rows, _as_asked(answer.patterns, target, bank))
             tally.take(rows, X, asked, answer)
     return Outcome(tally.result, device, [*read.notes, *tally.warnings], list(read.skipped), tally.pictures)
+
+
+def _rows(read: Loaded, rows: slice, bank: MemoryBank) -> tuple[Loaded, Tensor]:
+    """Some of the queries in the units and the layout of the patterns.
+
+    Returns:
+        They as they were read, and as float32 [n, d], NaN where unknown.
+    """
+    asked = read.part(rows).in_layout(bank.layout)
+    X = asked.stored.float() * _query_scale(asked, bank)
+    return asked, X if asked.known is None else X.masked_fill(~asked.known, torch.nan)
+
+
+def _estimated(read: Loaded, bank: MemoryBank, machine: Machine, options: dict[str, Any]) -> RetrieveResult:
+    """What all queries would take, by what some of them take.
+
+    Returns:
+        No answer, but an estimate.
+    """
+    count, device = len(read.stored), str(resolve(machine.device))
+    _, X = _rows(read, slice(0, min(SAMPLED, count)), bank)
+    taken = []
+    for _ in range(2):  # the first reads the bank from the disk
+        began = time.monotonic()
+        answer = verbs.retrieve(bank, X, device=device, budget=machine.budget, **options)
+        taken.append(time.monotonic() - began)
+    seconds = taken[0] + taken[1] * (count - len(X)) / len(X)
+    width = max(bank.dimension, bank.readout().dimension)
+    rows = min(count, _at_once(bank, machine.budget)) * width * BYTES_PER_ENTRY
+    estimate = Estimate(count, seconds, RUNTIME + machine.budget + rows)
+    return RetrieveResult(answer.alpha, answer.beta, options.get("steps", 1), [], estimate)
 
 
 def _tuned(bank: MemoryBank, beta: float | str | None, machine: Machine) -> MemoryBank:
