@@ -2,8 +2,9 @@
 
 Where few groups of memories can matter (`sieve`), those are scored again, first in float32 and what remains of them in
 float64: p is then held, a few weights for each state. Where too many matter, α = 1 makes one fused pass with a running
-maximum and sum, and α > 1 holds the scores of as many states as fit. Either way the largest weights, the support and
-Ψ* are exact to float32, and which way was taken shows nowhere beyond that.
+maximum and sum; α > 1 holds the scores of as many states as fit, or where few fit finds the threshold by passes over
+the memories, from sums that add up. Either way the largest weights, the support and Ψ* are exact to float32, and
+which way was taken shows nowhere beyond that.
 """
 
 import math
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import conjugate, entmax
+from hopmem.model.entmax import conjugate, entmax, log_peak, partial_sums, stretch, tsallis_exp
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.scan import RowBlocks, combine, memory_rows, query_blocks, top_scores
 from hopmem.model.sieve import Sieve, group_size, maxima, reach, sieve
@@ -25,6 +26,10 @@ SHARE = 128  # it may look into one in so many; a fused pass over all of them is
 LOWEST = -80.0  # exponent of the least weight that is summed: below the normal numbers arithmetic crawls
 TABLE_BYTES = 64  # for each memory that a state sees: its number, its scores and their copies
 SHARP = 256.0  # β beyond which memories enter in float64: β times what float32 rounds off is an error of p
+MOST_READINGS = 8  # blocks of states that are each held with all their weights: as many passes are cheaper beyond
+HELD_BYTES = 80  # for each weight of a state that is held, with the temporaries of entmax
+SAMPLE = 4096  # memories that tell about where the threshold lies
+STEEP = 1e4  # and the spread of lengths from which a small weight may be most of what is mixed
 STREAM_ROWS = 2048  # memories of a block of the fused pass: their scores stay near the processor
 
 Mix = Callable[[RowBlocks, int, Tensor], Tensor]  # (rows, their width n, which of the states [c]) ↦ p · rows [c, n]
@@ -85,7 +90,11 @@ def associate(
     if len(many) and how.alpha == 1:
         yield many, _streamed(Y[many], memory, how, first, width)
     elif len(many):
-        for part in query_blocks(len(many), M, how.alpha, how.budget):
+        parts = list(query_blocks(len(many), M, how.alpha, how.budget))
+        if len(parts) > MOST_READINGS or how.budget < HELD_BYTES * M:
+            yield many, _summed(Y[many], memory, how, first, width)
+            return
+        for part in parts:
             yield many[part], _dense(Y[many[part]], memory, how)
 
 
@@ -109,7 +118,7 @@ def _alike(few: Tensor, seen: Tensor, budget: int) -> Iterator[Tensor]:
 
 
 def rescored(
-    Y: Tensor, memory: Features, group: int, matter: Tensor, floor: Tensor, how: Weighing
+    Y: Tensor, memory: Features, group: int, matter: Tensor, floor: Tensor, how: Weighing, *, sharp: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The exact scores of all memories that can matter.
 
@@ -120,6 +129,7 @@ def rescored(
         matter: the groups to look into [G, b], at least one for each state.
         floor: scores below it do not matter [b].
         how: β and the budget.
+        sharp: whether memories enter in float64 whatever β is.
 
     Returns:
         Memories [b, k] and their scores in float64 [b, k], best first; where a state has fewer, −∞.
@@ -137,7 +147,7 @@ def rescored(
         state, rows = state[:, None].expand_as(rows)[keep], rows[keep]
     rows, exact = rows.flatten(), []
     for part in blocks(len(rows), max(1, how.budget // (32 * Y.shape[1]))):
-        Z = memory.exact(rows[part]) if how.beta > SHARP else memory[rows[part]]
+        Z = memory.exact(rows[part]) if sharp or how.beta > SHARP or how.spread > STEEP else memory[rows[part]]
         exact.append((Z * Y[state[part]]).sum(1))
     return _table(state, rows, torch.cat(exact), len(Y))
 
@@ -196,6 +206,92 @@ def _dense(Y: Tensor, memory: Features, how: Weighing) -> Association:
 
     free = conjugate(how.beta * S, P, how.alpha)
     return Association(index, P.gather(1, index), (P > 0).sum(1), free, S.amax(1), mix)
+
+
+def _summed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int) -> Association:
+    """α-entmax over all memories, α > 1, by passes none of which holds more than a block of them.
+
+    Returns:
+        The association.
+    """
+    M, b, T = len(memory), len(Y), Y.T.contiguous()
+    group, size = group_size(M), _block_rows(memory, width, how.budget)
+    buffer = T.new_empty(min(M, size), b)
+    top, peak = torch.empty(-(-M // group), b, device=Y.device), T.new_full((b,), -math.inf)
+    for rows in blocks(M, size):
+        S = memory.products(rows, T, buffer)  # [m, b]
+        maxima(S, group, top[rows.start // group : -(-rows.stop // group)])
+        peak = torch.maximum(peak, S.amax(0))
+
+    def scaled(rows: slice) -> Tensor:
+        return memory.products(rows, T, buffer).sub_(peak).mul_(how.beta).T  # [b, m], the largest of all is 0
+
+    def sums(c: Tensor) -> tuple[Tensor, Tensor]:
+        parts = [partial_sums(scaled(rows), c, how.alpha) for rows in blocks(M, size)]
+        total, rate = (torch.stack(each).sum(0) for each in zip(*parts, strict=True))
+        return total, rate
+
+    factor = stretch(log_peak(sums, _about(T, memory, peak, how), M), how.alpha)  # [b, 1]
+    counts, total, inner = torch.zeros(b, dtype=torch.int64, device=Y.device), T.new_zeros(b), T.new_zeros(b)
+    mixed = torch.zeros(b, width, device=Y.device)
+    for rows in blocks(M, size):
+        s = scaled(rows)
+        G = tsallis_exp(s * factor, how.alpha)
+        total, inner, counts = total + G.sum(1), inner + (G * s).sum(1), counts + (G > 0).sum(1)
+        mixed.addmm_(G.float(), first[rows])
+    # Σ p^α follows from Σ G and Σ G s, since G^{α−1} = 1 + (α−1) s e^{(α−1)c}.
+    power = (total + (how.alpha - 1) * factor[:, 0] * inner) / total**how.alpha
+    free = how.beta * peak + inner / total + (1 - power) / (how.alpha * (how.alpha - 1))
+    k = min(max(2, how.top), M)
+    seen = Sieve(top, group, 2.0**-23 * Y.norm(dim=1).float())
+    floor = seen.floor(0.0, k)
+    index, S = rescored(Y, memory, group, _best_groups(top, floor, 2 * k), floor, how, sharp=True)
+    P = tsallis_exp(how.beta * (S - peak[:, None]) * factor, how.alpha) / total[:, None]
+
+    def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
+        if rows_of is first:
+            return (mixed[some] / total[some, None].float()).double()
+        again = torch.zeros(len(some), n, device=Y.device)
+        for rows in blocks(M, size):
+            G = tsallis_exp(scaled(rows)[some] * factor[some], how.alpha)
+            again.addmm_((G / total[some, None]).float(), rows_of[rows])
+        return again.double()
+
+    return Association(index, P, counts, free, S[:, 0], mix)
+
+
+def _about(T: Tensor, memory: Features, peak: Tensor, how: Weighing) -> Tensor:
+    """About where c lies, by a sample of the memories.
+
+    Args:
+        T: states as columns [D, b].
+        memory: unit features of M memories.
+        peak: the largest score of each [b].
+        how: α and β.
+
+    Returns:
+        c [b, 1].
+    """
+    M = len(memory)
+    rows = torch.linspace(0, M - 1, min(M, SAMPLE), dtype=torch.float64, device=T.device).long()
+    s = how.beta * (memory.exact(rows) @ T - peak).T  # [b, m]
+    each = M / len(rows)
+
+    def sums(c: Tensor) -> tuple[Tensor, Tensor]:
+        total, rate = partial_sums(s, c, how.alpha)
+        return (each * total).clamp_min(1.0), each * rate  # the largest score of all counts, though it is not in it
+
+    return log_peak(sums, torch.zeros_like(peak)[:, None], M)
+
+
+def _block_rows(memory: Features, width: int, budget: int) -> int:
+    """Memories of a block of a pass over all: whole groups.
+
+    Returns:
+        Rows.
+    """
+    group = group_size(len(memory))
+    return max(group, min(STREAM_ROWS, memory_rows(max(width, memory.dimension), budget)) // group * group)
 
 
 def _streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int) -> Association:
@@ -260,7 +356,7 @@ def fused(Y: Tensor, memory: Features, how: Weighing, rows_of: RowBlocks, width:
     top = T.new_empty(-(-M // group), T.shape[1], dtype=torch.float32)
     peak, total = T.new_full((T.shape[1],), -math.inf), Y.new_zeros(len(Y))
     mixed = torch.zeros(len(Y), width, device=Y.device)
-    size = max(group, min(STREAM_ROWS, memory_rows(max(width, memory.dimension), how.budget)) // group * group)
+    size = _block_rows(memory, width, how.budget)
     buffer = T.new_empty(min(M, size), T.shape[1])
     for rows in blocks(M, size):
         S = memory.products(rows, T, buffer)  # [m, b]

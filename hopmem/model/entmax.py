@@ -11,9 +11,12 @@ conditioned from one-hot rows to rows of a million equal entries, where the usua
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+Sums = Callable[[Tensor], tuple[Tensor, Tensor]]  # c [..., 1] ↦ Σ exp_α(u) and its derivative [..., 1]
 
 
 def entmax(S: Tensor, alpha: float) -> Tensor:
@@ -34,7 +37,8 @@ def entmax(S: Tensor, alpha: float) -> Tensor:
     # Where the exponent 1/(α−1) is not 1, float32 would lose digits near the edge of the support.
     s = S if alpha == 1 else S.double()
     s = s - s.amax(-1, keepdim=True)
-    P = _tsallis_exp(s * _stretch(_log_peak(s, alpha), alpha), alpha)
+    c = log_peak(lambda c: partial_sums(s, c, alpha), torch.zeros_like(s[..., :1]), s.shape[-1])
+    P = tsallis_exp(s * stretch(c, alpha), alpha)
     return (P / P.sum(-1, keepdim=True)).to(S.dtype)
 
 
@@ -63,7 +67,7 @@ def conjugate(S: Tensor, P: Tensor, alpha: float) -> Tensor:
     return largest + inner + (P * surprise).sum(-1)
 
 
-def _tsallis_exp(u: Tensor, alpha: float) -> Tensor:
+def tsallis_exp(u: Tensor, alpha: float) -> Tensor:
     """exp_α(u), zero where 1 + (α−1)u ≤ 0; through log1p, so that α → 1 loses nothing.
 
     Returns:
@@ -73,10 +77,13 @@ def _tsallis_exp(u: Tensor, alpha: float) -> Tensor:
         # Below the normal numbers arithmetic is a hundred times slower, and a weight of 1e-38 is nobody's.
         lowest = math.log(torch.finfo(u.dtype).tiny) + 1
         return u.clamp_min(lowest).exp().masked_fill_(u < lowest, 0)
-    return torch.exp(torch.log1p(((alpha - 1) * u).clamp_min(-1)) / (alpha - 1))
+    base = ((alpha - 1) * u).clamp_min_(-1)
+    if alpha in {1.5, 2.0}:  # the usual ones, without a logarithm
+        return base.add_(1) if alpha == 2 else base.add_(1).square_()
+    return torch.exp(torch.log1p(base) / (alpha - 1))
 
 
-def _stretch(c: Tensor, alpha: float) -> Tensor:
+def stretch(c: Tensor, alpha: float) -> Tensor:
     """e^{(α−1)c}, kept finite for any α.
 
     Returns:
@@ -85,24 +92,27 @@ def _stretch(c: Tensor, alpha: float) -> Tensor:
     return ((alpha - 1) * c).clamp_max(math.log(torch.finfo(c.dtype).max) - 1).exp()
 
 
-def _log_peak(s: Tensor, alpha: float, max_iterations: int = 200) -> Tensor:
+def log_peak(sums: Sums, c: Tensor, M: int, max_iterations: int = 200) -> Tensor:
     """C = −ln of the largest weight, by Newton's method inside a bracket that halves when Newton is slow.
 
+    All that is asked of the scores is two sums, and sums of parts add up: the parts may be blocks that are never held
+    together, or lie on different machines.
+
     Args:
-        s: scores whose row maximum is 0 [..., M].
-        alpha: α ≥ 1.
+        sums: of the scores at some c, as `partial_sums` gives them.
+        c: where to begin, in [0, ln M], of the shape [..., 1].
+        M: scores in a row.
         max_iterations: a bound that is never met: bisection alone ends within 64.
 
     Returns:
         c [..., 1], in [0, ln M].
     """
-    low = torch.zeros_like(s[..., :1])
-    high = torch.full_like(low, math.log(s.shape[-1]))
-    c, last = low, torch.full_like(low, math.inf)
+    low, high, last = torch.zeros_like(c), torch.full_like(c, math.log(M)), torch.full_like(c, math.inf)
     # |g| bounds the error of the sum of the weights, all of which rise and fall together, and so of each one.
-    tolerance = 512 * torch.finfo(s.dtype).eps
+    tolerance = 512 * torch.finfo(c.dtype).eps
     for _ in range(max_iterations):
-        gap, slope = _gap_and_slope(s, c, alpha)
+        total, rate = sums(c)
+        gap, slope = total.log() - c, rate / total - 1  # g(c) = ln Σ exp_α(s e^{(α−1)c}) − c, and g′(c) ≤ −1
         low, high = torch.where(gap >= 0, c, low), torch.where(gap <= 0, c, high)
         newton = c - gap / slope
         # For α > 2 an entry at the edge of the support has an infinite slope, and Newton would creep.
@@ -115,16 +125,21 @@ def _log_peak(s: Tensor, alpha: float, max_iterations: int = 200) -> Tensor:
     return c
 
 
-def _gap_and_slope(s: Tensor, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """g(c) = ln Σ exp_α(s e^{(α−1)c}) − c and g'(c) ≤ −1.
+def partial_sums(s: Tensor, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    """Σ exp_α(u) and its derivative by c, with u = s e^{(α−1)c}.
+
+    Args:
+        s: some of the scores, less the largest of all [..., m].
+        c: minus the logarithm of the largest weight [..., 1].
+        alpha: α ≥ 1.
 
     Returns:
-        Both, of the shape of `c`.
+        Both [..., 1].
     """
-    u = s * _stretch(c, alpha)
-    G = _tsallis_exp(u, alpha)
+    u = s * stretch(c, alpha)
+    G = tsallis_exp(u, alpha)
     total = G.sum(-1, keepdim=True)
     if alpha == 1:
-        return total.log() - c, -torch.ones_like(c)
-    rate = torch.where(G > 0, G ** (2 - alpha) * u, 0).sum(-1, keepdim=True) * (alpha - 1)
-    return total.log() - c, rate / total - 1
+        return total, torch.zeros_like(total)
+    slope = u if alpha == 2 else u * G ** (2 - alpha)
+    return total, torch.where(G > 0, slope, 0).sum(-1, keepdim=True) * (alpha - 1)

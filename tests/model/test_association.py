@@ -17,7 +17,7 @@ from tests.model import randn
 
 M, d, B = 2600, 24, 12  # with GROUPS as below, more than one memory in a group
 BETA = 150.0  # sharp enough that few memories matter
-WAYS = ("_held", "_dense", "_streamed")
+WAYS = ("_held", "_dense", "_summed", "_streamed")
 
 
 @pytest.fixture(autouse=True, params=[300, 4096], ids=["grouped", "small"])
@@ -92,12 +92,38 @@ def test_answers_are_those_of_float64_over_all_memories(monkeypatch, name, alpha
         assert torch.equal(found.support, ((0.01 if alpha == 1 else 0) < P).sum(1))
 
 
+@pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("beta", [0.2, 3.0, 40.0])
+@pytest.mark.parametrize("name", list(banks()))
+def test_passes_that_hold_no_more_than_a_block_find_the_same_threshold(monkeypatch, ways, name, alpha, beta):
+    monkeypatch.setattr(module, "MOST_READINGS", 0)
+    Xi = banks()[name]
+    X = queries(Xi)
+    found, (_, P) = ask(Xi, X, alpha, beta, top=3), literal(Xi, X, alpha, beta)
+    assert "_dense" not in ways
+    expected = P @ Xi.double()
+    assert float(((found.patterns - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
+    assert torch.allclose(found.weight.double(), P.topk(3, dim=1).values, atol=1e-5)
+    if name not in {"one pattern", "repeated", "tied"}:
+        assert torch.equal(found.support, (P > 0).sum(1))
+    passes = ask(Xi, X, alpha, beta, steps=4).patterns
+    monkeypatch.setattr(module, "MOST_READINGS", 10**9)
+    held = ask(Xi, X, alpha, beta, steps=4).patterns
+    assert float(((passes - held).norm(dim=1) / held.norm(dim=1)).max()) <= 1e-5
+
+
 @pytest.mark.parametrize(
-    ("alpha", "beta", "way"),
-    [(1.0, 300.0, "_held"), (1.5, 300.0, "_held"), (1.0, 1.0, "_streamed"), (2.0, 0.5, "_dense")],
+    ("alpha", "beta", "way", "budget"),
+    [
+        (1.0, 300.0, "_held", 1 << 28),
+        (1.5, 300.0, "_held", 1 << 28),
+        (1.0, 1.0, "_streamed", 1 << 28),
+        (2.0, 0.5, "_dense", 1 << 28),
+        (2.0, 0.5, "_summed", 1 << 16),
+    ],
 )
-def test_what_is_seen_decides_the_way(ways, alpha, beta, way):
-    ask(apart(), queries(apart()), alpha, beta)
+def test_what_is_seen_decides_the_way(ways, alpha, beta, way, budget):
+    ask(apart(), queries(apart()), alpha, beta, budget=budget)
     assert ways == {way}
 
 
@@ -109,7 +135,7 @@ def test_states_of_one_block_may_go_different_ways(ways):
     assert torch.allclose(found.patterns.double(), P @ Xi.double(), atol=1e-5)
 
 
-def both_ways(alpha: float) -> Iterator[Association]:
+def all_ways(alpha: float) -> Iterator[Association]:
     """What is held, and what every weight was computed for, of the same states."""
     Xi, how = apart(), Weighing(alpha, BETA, 3, 1 << 24)
     Y, memory = unit(queries(Xi).double()), Features(Patterns(Xi))
@@ -117,11 +143,18 @@ def both_ways(alpha: float) -> Iterator[Association]:
     floor = found.floor(sieve.reach(alpha, BETA, M, 1e-8), 3)
     yield module._held(*module.rescored(Y, memory, found.group, found.top >= floor, floor, how), how)
     yield module._streamed(Y, memory, how, memory, d) if alpha == 1 else module._dense(Y, memory, how)
+    if alpha > 1:
+        yield module._summed(Y, memory, how, memory, d)
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
-def test_both_ways_weigh_and_mix_alike(alpha):
-    held, broad = both_ways(alpha)
+def test_all_ways_weigh_and_mix_alike(alpha):
+    held, *others = all_ways(alpha)
+    for broad in others:
+        alike(held, broad)
+
+
+def alike(held: Association, broad: Association) -> None:
     assert torch.equal(held.index[:, :3], broad.index[:, :3])
     assert torch.equal(held.support, broad.support)
     for name in ("conjugate", "nearest"):
@@ -133,7 +166,7 @@ def test_both_ways_weigh_and_mix_alike(alpha):
 
 def test_the_conjugate_is_that_of_all_scores():
     S, P = literal(apart(), queries(apart()), 1.0, BETA)
-    for each in both_ways(1.0):
+    for each in all_ways(1.0):
         assert torch.allclose(each.conjugate, conjugate(BETA * S, P, 1.0), atol=1e-5)
 
 

@@ -23,7 +23,7 @@ RAW_QUERIES = 5  # times as many for the raw maps, which are fitted to nothing a
 CONFIRMING = 2  # times as many for the trial that confirms
 COMPARISONS = 50_000_000  # of a query with a memory in one of those; beyond 10,000 memories the queries get fewer
 PARTIAL_QUERIES = 100  # of a trial with unknown entries, each of which makes features of its own
-RIVALS = 8192  # memories against which candidates are compared,
+RIVALS = 4096  # memories against which candidates are compared,
 RIVAL_ENTRIES = 1 << 26  # and entries of those
 SPLIT, CHOOSE, CONFIRM, FIT, RIVAL, RAW = range(6)  # each purpose has draws of its own
 
