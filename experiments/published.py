@@ -36,7 +36,7 @@ def algorithm_1(Xi: Tensor, t: float = 2.0, steps: int = STEPS) -> FeatureMap:
         W, rate = W.detach(), 2 * rate
         for _ in range(HALVINGS):
             following = normalize(W - rate * slope, dim=1)
-            if float(loss_of(following)) < float(loss):
+            if float(loss_of(following)) < float(loss.detach()):
                 W = following
                 break
             rate /= 2

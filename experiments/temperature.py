@@ -73,8 +73,10 @@ def main() -> None:
     parser.add_argument("--patterns", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--noise", default="mask:0.5")
+    parser.add_argument("--sets", default="mnist,cifar10")
     asked = parser.parse_args()
-    for name, images in (("MNIST", mnist(asked.data)), ("CIFAR-10", cifar10(asked.data))):
+    for name in asked.sets.split(","):
+        images = {"mnist": mnist, "cifar10": cifar10}[name](asked.data)
         runs = [measure(images, asked.patterns, asked.noise, seed) for seed in range(asked.seeds)]
         print(f"\n{name}, {asked.patterns} patterns, {asked.noise}\n")
         print("| protocol | map | largest logit | accuracy % | error |\n|---|---|---|---|---|")
