@@ -47,6 +47,13 @@ def test_help_and_mistakes_load_neither_torch_nor_numpy():
     assert loaded == [f"LOADED {line} nothing" for line in LINES], done
 
 
+def test_the_tool_alone_shows_its_help_and_nothing_else():
+    done = shell(HOPMEM)
+    assert done.returncode == 2
+    assert b"store" in done.stdout
+    assert done.stderr == b""
+
+
 def test_the_command_and_the_module_are_one_tool():
     script = Path(sys.executable).with_name("hopmem")
     done = shell(f"{HOPMEM} --version; {script} --version")

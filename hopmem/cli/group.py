@@ -21,10 +21,15 @@ class HopmemGroup(TyperGroup):
 
         Returns:
             The arguments that are left.
+
+        Raises:
+            Exit: with the code of a mistake in their use.
         """
         try:
             return super().parse_args(ctx, args)
         except CLICK_USAGE_ERROR as error:
+            if not error.format_message():  # nothing was asked for, and the help has been shown
+                raise typer.Exit(UsageError.exit_code) from error
             self._end(ctx, f"{error.format_message()} (see --help)", UsageError.exit_code)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer.Context is its click's Context
