@@ -266,6 +266,17 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
     assert not checkpoint.exists()
 
 
+def test_however_short_the_time_each_run_tries_another_map(ask: Ask, store: Path, tmp_path: Path):
+    options, checkpoint = OBJECTIVES["denoise"], tmp_path / "parts.safetensors.checkpoint"
+    ask("optimize", store, "-o", tmp_path / "whole.safetensors", *options)
+    for run in range(3):
+        again = options if run == 0 else ["--resume"]
+        ask("optimize", store, "-o", tmp_path / "parts.safetensors", *again, "--time-limit", 0)
+        assert len(load_file(checkpoint)["tried.numbers"]) == run + 1
+    ask("optimize", store, "-o", tmp_path / "parts.safetensors", "--resume")
+    assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("usual", [["--objective", "denoise"], ["--noise", "mixed"], ["--restarts", 16]])
 def test_resume_refuses_what_the_interrupted_run_had_not_even_if_it_is_usual(usual, hopmem: Hopmem, store: Path):
     had = {"--objective": ["--objective", "average"], "--noise": ["--noise", "occlude:0.5"]}.get(

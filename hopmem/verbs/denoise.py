@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hopmem.bank import VALIDATED, Learning, MemoryBank, Tuning, Validated, as_rows
 from hopmem.errors import InvalidDataError, UsageError
+from hopmem.model.denoise.candidates import recalled, remembered
 from hopmem.model.denoise.learning import Contender, Denoised, learn_denoise
 from hopmem.model.denoise.refine import Refinement, Refining
 from hopmem.model.denoise.validation import Source
@@ -79,7 +80,8 @@ def learn_for_noise(
         Refining(int(steps), float(rate), int(batch), seed),
         dimension=dimension,
         budget=budget,
-        state=Refinement.restored(state) if state else None,
+        known=recalled(state or {}),
+        state=Refinement.restored(state) if state and "numbers" in state else None,
         trying=stage(watch, "trying maps"),
         refining=loss_stage(watch, "refining"),
         halt=halt,
@@ -92,7 +94,7 @@ def learn_for_noise(
     objective = "denoise" if kept is found.learned else "raw"
     result = replace(result, objective=objective, seed=seed, tuning=tuning, learning=learning)
     side: Literal["learned", "raw"] = "learned" if kept is found.learned else "raw"
-    tensors = {} if found.refinement is None else found.refinement.tensors()
+    tensors = remembered(found.tried) | ({} if found.refinement is None else found.refinement.tensors())
     return Stopped(result, side, "denoise", learning, found.finished, tensors, _warnings(found, force))
 
 

@@ -1,7 +1,7 @@
 """The closed-form maps that are tried: every covariance at every ridge, at its best dimension and metric."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -21,7 +21,7 @@ from hopmem.model.denoise.fisher import (
 from hopmem.model.denoise.search import FIT, Search, draws
 from hopmem.model.denoise.validation import BETA_QUERIES, Verdict, least_error, verdict
 from hopmem.model.kernel import blocks
-from hopmem.model.separation import Progress
+from hopmem.model.separation import Progress, State
 
 COVARIANCES = (
     *((0.0, ridge) for ridge in (1e-3, 1e-2, 0.1, 0.3, 1.0)),  # (weight of the memories beside the noise, ridge)
@@ -92,8 +92,48 @@ def measure(search: Search) -> Moments:
     return Moments(frame, fit, held)
 
 
+def remembered(tried: Sequence[Candidate]) -> State:
+    """The first candidates as tensors.
+
+    Args:
+        tried: of `try_all`, in its order.
+
+    Returns:
+        What `recalled` takes; nothing of none.
+    """
+    if not tried:
+        return {}
+    kept = [-1 if each.recipe.dimension is None else each.recipe.dimension for each in tried]
+    numbers = [(D, each.recipe.euclidean, each.verdict.margin, each.beta) for D, each in zip(kept, tried, strict=True)]
+    return {
+        "tried.numbers": torch.tensor(numbers, dtype=torch.float64),
+        "tried.right": torch.stack([each.verdict.right for each in tried]),
+        "tried.error": torch.stack([each.error for each in tried]),
+    }
+
+
+def recalled(state: State) -> list[Candidate]:
+    """What `remembered` gave.
+
+    Returns:
+        The first candidates of `try_all`.
+    """
+    if "tried.numbers" not in state:
+        return []
+    found, rows = [], zip(state["tried.numbers"].tolist(), state["tried.right"], state["tried.error"], strict=True)
+    for place, ((D, euclidean, margin, beta), right, error) in enumerate(rows):
+        weight, ridge = COVARIANCES[place // 2]
+        recipe = Recipe(weight, ridge, place % 2 == 1, None if D < 0 else int(D), bool(euclidean))
+        found.append(Candidate(recipe, Verdict(right, margin), beta, error))
+    return found
+
+
 def try_all(
-    search: Search, moments: Moments, dimension: int | None, progress: Progress | None = None
+    search: Search,
+    moments: Moments,
+    dimension: int | None,
+    known: Sequence[Candidate] = (),
+    progress: Progress | None = None,
 ) -> Iterator[Candidate]:
     """Try every covariance at every ridge, centred or not, each at its best dimension and metric.
 
@@ -101,28 +141,32 @@ def try_all(
         search: the queries and their rivals.
         moments: of which those of what is learned from are used.
         dimension: D of feature space; None lets the validation choose.
+        known: the first of them, where an interrupted run has tried them.
         progress: told how many have been tried.
 
     Yields:
-        The best candidate of each.
+        The best candidate of each that is not known.
     """
-    frame, bright, tried = moments.frame, _bright(moments.frame), 0
+    frame, bright = moments.frame, _bright(moments.frame)
     X, learned = frame(search.trial.X), _learned_rows(search, search.fit)
     rows, where = torch.unique(torch.cat([learned, search.rival_rows]), return_inverse=True)
     of_learned, of_rivals = torch.split(where, [len(learned), len(search.rivals)])  # most rivals are learned from, too
     both = torch.cat([X, frame(search.source.memory[rows])])
-    for weight, ridge in COVARIANCES:
+    for number, (weight, ridge) in enumerate(COVARIANCES):
+        if 2 * number + 1 < len(known):
+            continue
         plain = whitening(moments.fit, weight, ridge)
         whitened, V = plain(both), None
-        for white in (plain, plain.centred(bright)):
+        for place, white in enumerate((plain, plain.centred(bright)), 2 * number):
             queries, memories = torch.split(white.drop(whitened), [len(X), len(rows)])
             V = _directions(search, memories[of_learned], dimension, None if V is None else white.drop(V.T).T)
+            if place < len(known):
+                continue
             rivals = memories[of_rivals]
             recipe = Recipe(weight, ridge, centred=white.dropped is not None)
             yield _best_view(search, recipe, _views(V, queries, rivals, dimension))
-            tried += 1
             if progress:
-                progress(tried, 2 * len(COVARIANCES))
+                progress(place + 1, 2 * len(COVARIANCES))
 
 
 def fitted(search: Search, moments: Moments, recipe: Recipe) -> Fitted:

@@ -6,7 +6,7 @@ raw map, and is worth keeping only if it beats that beyond the sampling error.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -57,6 +57,7 @@ class Denoised:
     loss: dict[str, float]  # −log p of the right memory in validation: first (the best raw map) and last (learned)
     refinement: Refinement | None  # where it stands, if it was begun
     finished: bool
+    tried: tuple[Candidate, ...] = ()  # all of them, in order
 
 
 def learn_denoise(
@@ -65,6 +66,7 @@ def learn_denoise(
     *,
     dimension: int | None = None,
     budget: int = 256 << 20,
+    known: Sequence[Candidate] = (),
     state: Refinement | None = None,
     trying: Progress | None = None,
     refining: LossProgress | None = None,
@@ -77,6 +79,7 @@ def learn_denoise(
         how: how the refinement runs; its seed is that of all draws.
         dimension: D, features to keep; None lets validation choose.
         budget: bytes of working memory for a block.
+        known: the first candidates, where an interrupted run has tried them.
         state: a refinement to go on with.
         trying: told how many candidates have been tried.
         refining: told the steps and the loss of the refinement.
@@ -89,20 +92,20 @@ def learn_denoise(
     trial = search.raw_trial()
     raws = {name: (phi, glanced(search, phi, trial)) for name, phi in raw_maps(source.memory).items()}
     table = [row for name, (_, score) in raws.items() for row in _rows(source, trial, name, score)]
-    moments, tried, halted = measure(search), [], False
-    for candidate in try_all(search, moments, dimension, trying):
+    moments, tried, halted = measure(search), list(known), False
+    for candidate in try_all(search, moments, dimension, known, trying):
         tried.append(candidate)
-        table += _candidate_rows(search, candidate)
         if halted := halt():
             break
+    table += [row for candidate in tried for row in _candidate_rows(search, candidate)]
     best = max(tried, key=lambda candidate: candidate.verdict.rank)
     raw_name = max(raws, key=lambda name: raws[name][1].rank)
     raw = raw_name, raws[raw_name][0]
     if halted:  # what is to be refined is not settled: what was refined before stays as it is
         contenders, _, _ = _refined(search, moments, best, replace(how, steps=0), None, None, halt)
-        return _chosen(search, contenders, raw, table, state, finished=False)
+        return replace(_chosen(search, contenders, raw, table, state, finished=False), tried=tuple(tried))
     contenders, state, ended = _refined(search, moments, best, how, state, refining, halt)
-    return _chosen(search, contenders, raw, table, state, ended)
+    return replace(_chosen(search, contenders, raw, table, state, ended), tried=tuple(tried))
 
 
 def raw_maps(memory: Patterns) -> dict[str, FeatureMap]:
