@@ -296,6 +296,7 @@ def test_resume_remembers_force(ask: Ask, hopmem: Hopmem, store: Path):
 def test_any_seed_will_do(objective, hopmem: Hopmem, store: Path, tmp_path: Path):
     for seed in (2**61, 2**63 - 1):
         hopmem("optimize", store, "-o", tmp_path / f"{seed}", *OBJECTIVES[objective], "--seed", seed)
+        assert library.MemoryBank.load(tmp_path / f"{seed}").seed == seed
 
 
 def test_resume_refuses_other_options_and_other_patterns(hopmem: Hopmem, ask: Ask, store: Path, tmp_path: Path):

@@ -3,15 +3,13 @@
 torch is imported inside the commands only, so that help and mistakes answer at once.
 """
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from hopmem.atomic import refuse_overwrite
+from hopmem.cli import session
 from hopmem.cli.group import HopmemGroup
 from hopmem.cli.options import (
     Alpha,
@@ -41,11 +39,10 @@ from hopmem.cli.options import (
     split_counts,
     split_names,
 )
-from hopmem.errors import INTERRUPTED, SKIPPED_SOME, MissingInputError, UsageError
+from hopmem.errors import UsageError
 
 if TYPE_CHECKING:
     from hopmem.patterns import Reading
-    from hopmem.pipeline import Machine, Outcome
     from hopmem.verbs.optimize import Task
 
 app = typer.Typer(
@@ -96,9 +93,9 @@ def store(
 
     reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
     options: dict[str, Any] = {"values": values, "dtype": dtype, "append": append, "force": force, "dry_run": dry_run}
-    with _machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = run(_all_sources(sources, files_from), output, reading, machine, **options)
-    _finish(outcome, "store", as_json, quiet)
+    with session.machine(device, seed, threads, memory_limit, quiet) as machine:
+        outcome = run(session.all_sources(sources, files_from), output, reading, machine, **options)
+    session.finish(outcome, "store", as_json, quiet)
 
 
 @app.command()
@@ -179,17 +176,17 @@ def optimize(
     from hopmem.pipeline.optimize import optimize as run
 
     if plot is not None:
-        _can_chart(plot, force)
+        session.can_chart(plot, force)
     asked: dict[str, Any] = {"objective": objective, "noise": tuple(noise) if noise else None, "steps": steps}
     asked |= {"feature_dim": feature_dim, "temperature": temperature, "learning_rate": learning_rate}
     asked |= {"batch_size": batch_size, "restarts": restarts}
     task, given = _task({name: value for name, value in asked.items() if value is not None}, noise_from, force)
     pairs: dict[str, Any] = {"noise_from": noise_from, "clean_from": clean_from}
-    with _machine(device, seed, threads, memory_limit, quiet) as machine:
+    with session.machine(device, seed, threads, memory_limit, quiet) as machine:
         outcome = run(bank, output, task, machine, **pairs, time_limit=time_limit, resume=resume, given=given)
     if plot is not None:
-        _chart_learning(outcome, plot, force)
-    _finish(outcome, "optimize", as_json, quiet)
+        session.chart_learning(outcome, plot, force)
+    session.finish(outcome, "optimize", as_json, quiet)
 
 
 @app.command()
@@ -252,10 +249,10 @@ def retrieve(
     from hopmem.pipeline.retrieve import retrieve as run
     from hopmem.report import show_lines
 
-    asked = _all_sources(queries, files_from)
+    asked = session.all_sources(queries, files_from)
     if plot is not None:
         refuse_overwrite(plot, force=force)
-    output = _answers_to(output, asked, as_json, ndjson)
+    output = session.answers_to(output, asked, as_json, ndjson)
     reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
     options: dict[str, Any] = {
         "alpha": alpha,
@@ -266,12 +263,12 @@ def retrieve(
         "top": top,
     }
     options |= {"min_confidence": min_confidence, "mask": mask, "missing": missing, "pictures": plot is not None}
-    with _machine(device, seed, threads, memory_limit, quiet) as machine:
+    with session.machine(device, seed, threads, memory_limit, quiet) as machine:
         emit = show_lines if ndjson else None
         outcome = run(bank, asked, output, reading, machine, force=force, emit=emit, dry_run=dry_run, **options)
     if plot is not None and not dry_run:
-        _draw(outcome, plot, force)
-    _finish(outcome, "retrieve", as_json, quiet, ndjson, output == "-")
+        session.draw(outcome, plot, force)
+    session.finish(outcome, "retrieve", as_json, quiet, ndjson, output == "-")
 
 
 @app.command()
@@ -302,9 +299,9 @@ def inspect(
     """Show how well separated a bank is, and what it can promise."""
     from hopmem.pipeline.inspect import inspect as run
 
-    with _machine(device, seed, threads, memory_limit, quiet) as machine:
+    with session.machine(device, seed, threads, memory_limit, quiet) as machine:
         outcome = run(bank, machine, closest=closest, error=error, alpha=alpha, beta=beta)
-    _finish(outcome, "inspect", as_json, quiet)
+    session.finish(outcome, "inspect", as_json, quiet)
 
 
 @app.command()
@@ -342,14 +339,14 @@ def evaluate(
     from hopmem.pipeline.evaluate import evaluate as run
 
     if plot is not None:
-        _can_chart(plot, force)
+        session.can_chart(plot, force)
     options: dict[str, Any] = {"noise": noise or ["mixed"], "samples": samples}
     options |= {"methods": split_names(methods), "sizes": split_counts(sizes)}
-    with _machine(device, seed, threads, memory_limit, quiet) as machine:
+    with session.machine(device, seed, threads, memory_limit, quiet) as machine:
         outcome = run(bank, machine, **options)
     if plot is not None:
-        _chart(outcome, plot, force)
-    _finish(outcome, "evaluate", as_json, quiet)
+        session.chart(outcome, plot, force)
+    session.finish(outcome, "evaluate", as_json, quiet)
     if fail_under is not None:
         check(outcome.result, fail_under)
 
@@ -377,101 +374,3 @@ def _reading(*options: Any) -> "Reading":
     from hopmem.patterns import Reading
 
     return Reading(*options)
-
-
-def _all_sources(sources: list[str] | None, lists: list[str] | None) -> list[str]:
-    """The sources of the command line, and those that list files name.
-
-    Returns:
-        At least one.
-
-    Raises:
-        MissingInputError: no such list file.
-        UsageError: no source at all.
-    """
-    found = list(sources or [])
-    for name in lists or []:
-        if name != "-" and not Path(name).is_file():
-            raise MissingInputError(name, "a file with one source a line")
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8", errors="surrogateescape")
-        found += [line for line in text.splitlines() if line]
-    if not found:
-        raise UsageError("expected at least one file or folder to read, found none (see --help)")
-    return found
-
-
-def _answers_to(output: str | None, queries: list[str], as_json: bool, ndjson: bool) -> str | None:
-    """Where answers go: what comes on stdin goes to stdout unless JSON is wanted there.
-
-    Returns:
-        The path, `-`, or None for nowhere.
-
-    Raises:
-        UsageError: more than one thing on stdout.
-    """
-    wanted = [name for name, given in (("-o -", output == "-"), ("--json", as_json), ("--ndjson", ndjson)) if given]
-    if len(wanted) > 1:
-        raise UsageError(f"expected one thing on stdout, found {' and '.join(wanted)}")
-    return "-" if output is None and "-" in queries and not wanted else output
-
-
-@contextmanager
-def _machine(
-    device: str, seed: int | None, threads: int | None, memory_limit: str | None, quiet: bool
-) -> "Iterator[Machine]":
-    """What the shared options stand for.
-
-    Yields:
-        The machine to work on, watched from a terminal.
-    """
-    from hopmem import devices
-    from hopmem.pipeline import Machine
-    from hopmem.report import watching
-
-    devices.set_threads(threads)
-    with watching(quiet=quiet) as watch:
-        yield Machine(device, seed, devices.budget(memory_limit), watch)
-
-
-def _draw(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:
-    from hopmem.plots import contact_sheet
-
-    contact_sheet(outcome.pictures, plot, force=force)
-
-
-def _can_chart(plot: Path, force: bool) -> None:
-    """Find out before the work whether its picture can be drawn."""
-    from hopmem.plots import require_matplotlib
-
-    refuse_overwrite(plot, force=force)
-    require_matplotlib()
-
-
-def _chart_learning(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:
-    from hopmem.plots import learning_chart
-
-    noun = "largest cosine" if outcome.result.objective == "spherical" else "loss"
-    learning_chart(outcome.result.validation, outcome.curve, noun, plot, force=force)
-
-
-def _chart(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:
-    from hopmem.plots import accuracy_chart
-
-    accuracy_chart(outcome.result.rows, plot, force=force)
-
-
-def _finish(
-    outcome: "Outcome[Any]", verb: str, as_json: bool, quiet: bool, ndjson: bool = False, data_on_stdout: bool = False
-) -> None:
-    """Report, and end as the contract says.
-
-    Raises:
-        Exit: with 7 where inputs were skipped, with 130 where the work was interrupted.
-    """
-    from hopmem import report
-
-    report.show(outcome, verb, report.Style(as_json, quiet, not ndjson, data_on_stdout))
-    if outcome.interrupted:
-        raise typer.Exit(INTERRUPTED)
-    if outcome.skipped:
-        raise typer.Exit(SKIPPED_SOME)

@@ -32,7 +32,8 @@ class Tally:
         self._bank, self._names, self._emit, self._pictured = bank, names, emit, pictured
         self._matches: list[Match] = []
         self.pictures: list[Picture] = []  # of the least sure answers, those first
-        self._answer: verbs.Answer | None = None
+        self._alpha = self._beta = 0.0
+        self._beta_source = GIVEN
         self._steps = self._rejected = 0
         self._largest, self._scaled = 0.0, False
 
@@ -50,7 +51,7 @@ class Tally:
             self._matches += matches
         else:
             self._emit(matches)
-        self._answer = answer
+        self._alpha, self._beta, self._beta_source = answer.alpha, answer.beta, answer.beta_source
         self._steps = max(self._steps, int(answer.steps.max()))
         self._rejected += answer.match.count(None)
         self._largest = max(self._largest, float(X.nan_to_num(0).abs().max()))
@@ -62,18 +63,17 @@ class Tally:
     @property
     def result(self) -> RetrieveResult:
         """All answers that were kept."""
-        assert self._answer is not None  # there is always a query
-        return RetrieveResult(self._answer.alpha, self._answer.beta, self._steps, self._matches)
+        return RetrieveResult(self._alpha, self._beta, self._steps, self._matches)
 
     @property
     def warnings(self) -> list[str]:
         """What a user may not expect of these queries and answers."""
-        found, answer = [], self._answer
+        found = []
         if self._scaled and self._largest > BEYOND_WHITE:
             reach = f"queries reach {self._largest:g}, where the bank's images run from 0 to 1"
             found.append(f"{reach}: scale them alike")
-        if answer is not None and answer.beta_source not in {GIVEN, SMALLEST, VALIDATED}:
-            found.append(f"β {answer.beta:.6g}: {answer.beta_source}")
+        if self._beta_source not in {GIVEN, SMALLEST, VALIDATED}:
+            found.append(f"β {self._beta:.6g}: {self._beta_source}")
         if self._rejected:
             count = f"{self._rejected} of {len(self._names)} answers are rejected"
             found.append(f"{count}; what is written for them is no match")

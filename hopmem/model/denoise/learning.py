@@ -57,7 +57,7 @@ class Denoised:
     loss: dict[str, float]  # −log p of the right memory in validation: first (the best raw map) and last (learned)
     refinement: Refinement | None  # where it stands, if it was begun
     finished: bool
-    tried: tuple[Candidate, ...] = ()  # all of them, in order
+    tried: tuple[Candidate, ...]  # all of them, in order
 
 
 def learn_denoise(
@@ -103,9 +103,9 @@ def learn_denoise(
     raw = raw_name, raws[raw_name][0]
     if halted:  # what is to be refined is not settled: what was refined before stays as it is
         contenders, _, _ = _refined(search, moments, best, replace(how, steps=0), None, None, halt)
-        return replace(_chosen(search, contenders, raw, table, state, finished=False), tried=tuple(tried))
+        return _chosen(search, contenders, raw, table, state, tuple(tried), finished=False)
     contenders, state, ended = _refined(search, moments, best, how, state, refining, halt)
-    return replace(_chosen(search, contenders, raw, table, state, ended), tried=tuple(tried))
+    return _chosen(search, contenders, raw, table, state, tuple(tried), ended)
 
 
 def raw_maps(memory: Patterns) -> dict[str, FeatureMap]:
@@ -181,6 +181,7 @@ def _chosen(
     raw: tuple[str, FeatureMap],
     table: list[Tried],
     state: Refinement | None,
+    tried: tuple[Candidate, ...],
     finished: bool,
 ) -> Denoised:
     """Judge on fresh copies what was chosen, and whether it beats the best raw map.
@@ -201,7 +202,7 @@ def _chosen(
         "last": surprise(search, learned.phi, learned.score.beta),
     }
     better = beats(learned.score, plain.score, trial.truth)
-    return Denoised(learned, plain, better, len(torch.unique(trial.truth)), table, loss, state, finished)
+    return Denoised(learned, plain, better, len(torch.unique(trial.truth)), table, loss, state, finished, tried)
 
 
 def beats(score: Score, rival: Score, truth: Tensor) -> bool:
