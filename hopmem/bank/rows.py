@@ -28,9 +28,12 @@ def as_rows(X: Any, where: str, *, partial: bool = False) -> Tensor:
         raise InvalidDataError(where, "an array of numbers [N, ...]", error) from error
     if rows.ndim == 0 or rows.numel() == 0 or rows.is_complex():
         raise InvalidDataError(where, "real numbers [N, ...], N ≥ 1", f"{rows.dtype} of shape {list(rows.shape)}")
-    usable = rows.isfinite() | rows.isnan() if partial else rows.isfinite()
-    largest = torch.finfo(torch.float32).max
-    usable = usable & ~(rows.abs() > largest) if rows.dtype == torch.float64 else usable
+    finite = rows.isfinite()
+    if rows.dtype == torch.float64:
+        finite &= rows.abs() <= torch.finfo(torch.float32).max
+    if bool(finite.all()):
+        return rows
+    usable = finite | rows.isnan() if partial else finite
     if not bool(usable.all()):
         bad = int((~usable.reshape(len(rows), -1)).any(1).nonzero()[0, 0])
         found = "an infinity, or more" if partial else "NaN, an infinity, or more"

@@ -14,23 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import conjugate, entmax, log_peak, partial_sums, stretch, tsallis_exp
+from hopmem.model.entmax import conjugate, entmax
 from hopmem.model.kernel import Features, blocks
+from hopmem.model.passes import Deformed, Scores, fused, mixture, peaks
 from hopmem.model.scan import RowBlocks, combine, memory_rows, query_blocks, top_scores
-from hopmem.model.sieve import Sieve, group_size, maxima, reach, sieve
+from hopmem.model.sieve import FEW, Sieve, group_size, reach, sieve
 
 VISIBLE = 0.01  # a softmax weight counts toward a metastable state above this (U-Hop+, after Martins et al., 2023)
 LEAK = 1e-8  # weight that may be lost
-FEW = 8  # memories, or groups with the k best, that any state may look into
 SHARE = 128  # it may look into one in so many; a fused pass over all of them is quicker beyond
-LOWEST = -80.0  # exponent of the least weight that is summed: below the normal numbers arithmetic crawls
 TABLE_BYTES = 64  # for each memory that a state sees: its number, its scores and their copies
 SHARP = 256.0  # β beyond which memories enter in float64: β times what float32 rounds off is an error of p
 MOST_READINGS = 8  # blocks of states that are each held with all their weights: as many passes are cheaper beyond
 HELD_BYTES = 80  # for each weight of a state that is held, with the temporaries of entmax
-SAMPLE = 4096  # memories that tell about where the threshold lies
 STEEP = 1e4  # and the spread of lengths from which a small weight may be most of what is mixed
-STREAM_ROWS = 2048  # memories of a block of the fused pass: their scores stay near the processor
 
 Mix = Callable[[RowBlocks, int, Tensor], Tensor]  # (rows, their width n, which of the states [c]) ↦ p · rows [c, n]
 
@@ -159,6 +156,8 @@ def _table(state: Tensor, rows: Tensor, S: Tensor, b: int) -> tuple[Tensor, Tens
         Memories and scores [b, k], −∞ where a state has fewer.
     """
     order = S.argsort(descending=True, stable=True)
+    if b == 1:
+        return rows[order][None], S[order][None]
     order = order[state[order].argsort(stable=True)]
     count = torch.bincount(state, minlength=b)
     slot = torch.arange(len(state), device=S.device) - (count.cumsum(0) - count)[state]
@@ -209,89 +208,40 @@ def _dense(Y: Tensor, memory: Features, how: Weighing) -> Association:
 
 
 def _summed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int) -> Association:
-    """α-entmax over all memories, α > 1, by passes none of which holds more than a block of them.
+    """α-entmax over all memories, α > 1, by passes.
 
     Returns:
         The association.
     """
-    M, b, T = len(memory), len(Y), Y.T.contiguous()
-    group, size = group_size(M), _block_rows(memory, width, how.budget)
-    buffer = T.new_empty(min(M, size), b)
-    top, peak = torch.empty(-(-M // group), b, device=Y.device), T.new_full((b,), -math.inf)
-    for rows in blocks(M, size):
-        S = memory.products(rows, T, buffer)  # [m, b]
-        maxima(S, group, top[rows.start // group : -(-rows.stop // group)])
-        peak = torch.maximum(peak, S.amax(0))
-
-    def scaled(rows: slice) -> Tensor:
-        return memory.products(rows, T, buffer).sub_(peak).mul_(how.beta).T  # [b, m], the largest of all is 0
-
-    def sums(c: Tensor) -> tuple[Tensor, Tensor]:
-        parts = [partial_sums(scaled(rows), c, how.alpha) for rows in blocks(M, size)]
-        total, rate = (torch.stack(each).sum(0) for each in zip(*parts, strict=True))
-        return total, rate
-
-    factor = stretch(log_peak(sums, _about(T, memory, peak, how), M), how.alpha)  # [b, 1]
-    counts, total, inner = torch.zeros(b, dtype=torch.int64, device=Y.device), T.new_zeros(b), T.new_zeros(b)
-    mixed = torch.zeros(b, width, device=Y.device)
-    for rows in blocks(M, size):
-        s = scaled(rows)
-        G = tsallis_exp(s * factor, how.alpha)
-        total, inner, counts = total + G.sum(1), inner + (G * s).sum(1), counts + (G > 0).sum(1)
-        mixed.addmm_(G.float(), first[rows])
+    scores = Scores.within(Y.T, memory, width, how.budget)
+    peak, top = peaks(scores)
+    weights = Deformed.at_root(scores, peak, how.alpha, how.beta, how.budget)
+    sums = mixture(scores, weights, first, width)
+    total = sums.total
     # Σ p^α follows from Σ G and Σ G s, since G^{α−1} = 1 + (α−1) s e^{(α−1)c}.
-    power = (total + (how.alpha - 1) * factor[:, 0] * inner) / total**how.alpha
-    free = how.beta * peak + inner / total + (1 - power) / (how.alpha * (how.alpha - 1))
-    k = min(max(2, how.top), M)
-    seen = Sieve(top, group, 2.0**-23 * Y.norm(dim=1).float())
+    power = (total + (how.alpha - 1) * weights.factor[:, 0] * sums.inner) / total**how.alpha
+    free = how.beta * peak + sums.inner / total + (1 - power) / (how.alpha * (how.alpha - 1))
+    k = min(max(2, how.top), len(memory))
+    seen = Sieve(top, group_size(len(memory)), _usual(Y))
     floor = seen.floor(0.0, k)
-    index, S = rescored(Y, memory, group, _best_groups(top, floor, 2 * k), floor, how, sharp=True)
-    P = tsallis_exp(how.beta * (S - peak[:, None]) * factor, how.alpha) / total[:, None]
+    index, S = rescored(Y, memory, seen.group, _best_groups(top, floor, 2 * k), floor, how, sharp=True)
+    P = weights.weights(how.beta * (S - peak[:, None])) / total[:, None]
 
     def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
-        if rows_of is first:
-            return (mixed[some] / total[some, None].float()).double()
-        again = torch.zeros(len(some), n, device=Y.device)
-        for rows in blocks(M, size):
-            G = tsallis_exp(scaled(rows)[some] * factor[some], how.alpha)
-            again.addmm_((G / total[some, None]).float(), rows_of[rows])
-        return again.double()
+        mixed = sums.mixed[some] if rows_of is first else mixture(scores.of(some), weights.of(some), rows_of, n).mixed
+        return (mixed / total[some, None].float()).double()
 
-    return Association(index, P, counts, free, S[:, 0], mix)
+    return Association(index, P, sums.support, free, S[:, 0], mix)
 
 
-def _about(T: Tensor, memory: Features, peak: Tensor, how: Weighing) -> Tensor:
-    """About where c lies, by a sample of the memories.
-
-    Args:
-        T: states as columns [D, b].
-        memory: unit features of M memories.
-        peak: the largest score of each [b].
-        how: α and β.
+def _usual(Y: Tensor) -> Tensor:
+    """What rounding to float32 moves a score by, but for the rarest.
 
     Returns:
-        c [b, 1].
+        [b].
     """
-    M = len(memory)
-    rows = torch.linspace(0, M - 1, min(M, SAMPLE), dtype=torch.float64, device=T.device).long()
-    s = how.beta * (memory.exact(rows) @ T - peak).T  # [b, m]
-    each = M / len(rows)
-
-    def sums(c: Tensor) -> tuple[Tensor, Tensor]:
-        total, rate = partial_sums(s, c, how.alpha)
-        return (each * total).clamp_min(1.0), each * rate  # the largest score of all counts, though it is not in it
-
-    return log_peak(sums, torch.zeros_like(peak)[:, None], M)
-
-
-def _block_rows(memory: Features, width: int, budget: int) -> int:
-    """Memories of a block of a pass over all: whole groups.
-
-    Returns:
-        Rows.
-    """
-    group = group_size(len(memory))
-    return max(group, min(STREAM_ROWS, memory_rows(max(width, memory.dimension), budget)) // group * group)
+    usual: Tensor = Y.norm(dim=1).float() * ((math.sqrt(Y.shape[1]) + 8) * 2.0**-23)
+    return usual
 
 
 def _streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int) -> Association:
@@ -300,21 +250,20 @@ def _streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, widt
     Returns:
         The association.
     """
-    mixed, total, top = fused(Y, memory, how, first, width)
-    group = group_size(len(memory))
-    usual = (math.sqrt(Y.shape[1]) + 8) * 2.0**-23  # what rounding moves a score by, but for the rarest
-    seen = Sieve(top, group, usual * Y.norm(dim=1).float())
+    scores = Scores.within((Y if how.beta > SHARP else Y.float()).T, memory, width, how.budget)
+    mixed, total, top = fused(scores, how.beta, first, width)
+    seen = Sieve(top, group_size(len(memory)), _usual(Y))
     below = (-math.log(VISIBLE) - total.log()).clamp_min(0) / max(how.beta, torch.finfo(total.dtype).tiny)
     k = min(max(2, how.top), len(memory))  # the runner-up says how far ahead the best is
     floor = torch.minimum(seen.floor(0.0, k), seen.floor(0.0) - below.float())
     matter = _best_groups(top, floor, 2 * k + round(1 / VISIBLE))
-    index, S = rescored(Y, memory, group, matter, floor, how)
+    index, S = rescored(Y, memory, seen.group, matter, floor, how)
     P = (how.beta * (S - S[:, :1])).exp() / total[:, None]
 
     def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
         if rows_of is first:
             return mixed[some].double()
-        return fused(Y[some], memory, how, rows_of, n)[0].double()
+        return fused(scores.of(some), how.beta, rows_of, n)[0].double()
 
     return Association(index, P, (P > VISIBLE).sum(1), total.log() + how.beta * S[:, 0], S[:, 0], mix)
 
@@ -331,42 +280,3 @@ def _best_groups(top: Tensor, floor: Tensor, most: int) -> Tensor:
         best = top[:, crowded].argsort(dim=0, descending=True, stable=True)[:most]
         matter[:, crowded] = torch.zeros_like(matter[:, crowded]).scatter(0, best, True)
     return matter
-
-
-def fused(Y: Tensor, memory: Features, how: Weighing, rows_of: RowBlocks, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax and what it mixes in one pass over the memories, with a running maximum and sum.
-
-    Of two parts of the memories with maxima m and m′, sums s and s′ and mixtures a and a′, both together have the
-    maximum M = max(m, m′), the sum s e^{m−M} + s′ e^{m′−M} and the mixture a e^{m−M} + a′ e^{m′−M}: an associative rule
-    (Milakov, Gimelshein, 2018, arXiv 1805.02867), so parts may be taken in any order, or on different machines.
-
-    Args:
-        Y: states [b, D].
-        memory: unit features of M memories.
-        how: β and the budget.
-        rows_of: M rows to mix.
-        width: entries of a row.
-
-    Returns:
-        p · rows [b, width] in float32, one over the largest weight [b] in float64, and the largest score of each group
-        [G, b].
-    """
-    T, M = (Y if how.beta > SHARP else Y.float()).T.contiguous(), len(memory)
-    group = group_size(M)
-    top = T.new_empty(-(-M // group), T.shape[1], dtype=torch.float32)
-    peak, total = T.new_full((T.shape[1],), -math.inf), Y.new_zeros(len(Y))
-    mixed = torch.zeros(len(Y), width, device=Y.device)
-    size = _block_rows(memory, width, how.budget)
-    buffer = T.new_empty(min(M, size), T.shape[1])
-    for rows in blocks(M, size):
-        S = memory.products(rows, T, buffer)  # [m, b]
-        groups = top[rows.start // group : -(-rows.stop // group)]
-        maxima(S, group, groups)
-        highest = torch.maximum(peak, S.amax(0))
-        faded = (how.beta * (peak - highest)).exp().nan_to_num(0)  # nothing has been summed before the first block
-        P = S.sub_(highest).mul_(how.beta)
-        P = (P.clamp_min_(LOWEST) if 2 * how.beta > -LOWEST else P).exp_()
-        total = total * faded + P.sum(0)
-        mixed.mul_(faded[:, None].float()).addmm_(P.float().T, rows_of[rows])
-        peak = highest
-    return mixed / total[:, None].float(), total, top

@@ -161,7 +161,7 @@ def _settle(Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamic
     first: tuple[RowBlocks, int] = (readout, width) if dynamics.steps == 1 else (memory, memory.dimension)
     waiting, parts, order = torch.arange(len(Y), device=Y.device), list[Retrieval](), list[Tensor]()
     for step in range(1, dynamics.steps + 1):
-        left = [waiting[:0]]
+        left = list[Tensor]()
         for some, p in associate(Y[waiting], memory, how, *first):
             states = waiting[some]
             still = _stays(Y[states], p, memory, dynamics.tolerance)
@@ -173,9 +173,9 @@ def _settle(Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamic
                 moving = (~still).nonzero()[:, 0]
                 Y[states[moving]] = p.mix(memory, memory.dimension, moving)
                 left.append(states[moving])
-        waiting = torch.cat(left).sort().values
-        if not len(waiting):
+        if not left:
             break
+        waiting = torch.cat(left).sort().values
     return parts[0] if len(parts) == 1 else _take(_join(parts), torch.cat(order).argsort())
 
 

@@ -26,6 +26,7 @@ LARGEST = 32
 SAMPLE = 16  # after one in so many memories it may show that too many matter
 MATTERING = 8  # which is when one group in so many certainly does, on average
 COARSE_ROWS = 8192  # memories that are scored at a time
+FEW = 8  # memories, or groups with the k best, that any state may look into
 BYTES = 16  # for each group and state: its maximum, whether it matters, and copies of both
 
 
@@ -132,7 +133,7 @@ def sieve(Y: Tensor, memory: Features, reach: float) -> Sieve | None:
     kind = torch.float32 if group == 1 else coarse_type(Y.device)
     length = Y.norm(dim=1).float()  # no score is larger
     slack = rounding(kind, D) * length
-    if reach >= 2 * float(length.max()):
+    if M > FEW and reach >= 2 * float(length.max()):
         return None
     top = torch.empty(-(-M // group), b, dtype=kind, device=Y.device)
     T = Y.to(kind).T.contiguous()

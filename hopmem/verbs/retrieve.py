@@ -152,6 +152,8 @@ def _queries(bank: MemoryBank, Q: Any, mask: Any) -> tuple[Tensor, Tensor | None
         raise InvalidDataError("queries", f"shape [B, *{list(bank.shape)}] like the bank's", list(rows.shape))
     scale = bank.scale if rows.dtype == bank.patterns.dtype and not rows.is_floating_point() else 1.0
     X = rows.reshape(len(rows), -1).float() * scale  # [B, d]
+    if mask is None and bool(X.isfinite().all()):
+        return X, None
     unknown = X.isnan()
     if mask is not None:
         hidden = as_rows(mask, "mask").bool()

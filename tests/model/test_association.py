@@ -9,10 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from hopmem.model import association as module
 from hopmem.model import sieve
-from hopmem.model.association import Association, Weighing, fused
+from hopmem.model.association import Association, Weighing
 from hopmem.model.entmax import conjugate, entmax
 from hopmem.model.hopfield import Dynamics, retrieve
 from hopmem.model.kernel import Features, Patterns, unit
+from hopmem.model.passes import Deformed, Scores, fused, mixture, peaks
 from tests.model import randn
 
 M, d, B = 2600, 24, 12  # with GROUPS as below, more than one memory in a group
@@ -151,17 +152,13 @@ def all_ways(alpha: float) -> Iterator[Association]:
 def test_all_ways_weigh_and_mix_alike(alpha):
     held, *others = all_ways(alpha)
     for broad in others:
-        alike(held, broad)
-
-
-def alike(held: Association, broad: Association) -> None:
-    assert torch.equal(held.index[:, :3], broad.index[:, :3])
-    assert torch.equal(held.support, broad.support)
-    for name in ("conjugate", "nearest"):
-        assert torch.allclose(getattr(held, name), getattr(broad, name), atol=1e-5)
-    for rows, width in ((Patterns(apart()), d), (Patterns(randn(M, 5, seed=5)), 5)):
-        mixed = [each.mix(rows, width, torch.tensor([4, 0, 7])) for each in (held, broad)]
-        assert torch.allclose(*mixed, atol=1e-5)
+        assert torch.equal(held.index[:, :3], broad.index[:, :3])
+        assert torch.equal(held.support, broad.support)
+        for name in ("conjugate", "nearest"):
+            assert torch.allclose(getattr(held, name), getattr(broad, name), atol=1e-5)
+        for rows, width in ((Patterns(apart()), d), (Patterns(randn(M, 5, seed=5)), 5)):
+            mixed = [each.mix(rows, width, torch.tensor([4, 0, 7])) for each in (held, broad)]
+            assert torch.allclose(*mixed, atol=1e-5)
 
 
 def test_the_conjugate_is_that_of_all_scores():
@@ -171,13 +168,41 @@ def test_the_conjugate_is_that_of_all_scores():
 
 
 @pytest.mark.parametrize("rows", [64, 192, 100_000])
-def test_parts_of_a_fused_pass_may_be_of_any_size(monkeypatch, rows):
-    memory, Y = Features(Patterns(apart())), unit(queries(apart()).double())
-    how = Weighing(1.0, 20.0, 2, 1 << 28)
-    expected = fused(Y, memory, how, memory.patterns, d)
-    monkeypatch.setattr(module, "STREAM_ROWS", rows)
-    for one, other in zip(fused(Y, memory, how, memory.patterns, d), expected, strict=True):
+def test_parts_of_a_fused_pass_may_be_of_any_size(rows):
+    memory, T = Features(Patterns(apart())), unit(queries(apart())).T.contiguous()
+    few, many = (fused(Scores(T, memory, size), 20.0, memory.patterns, d) for size in (rows, 1024))
+    for one, other in zip(few, many, strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("rows", [64, 192, 100_000])
+def test_the_threshold_does_not_depend_on_the_parts_of_a_pass(rows, alpha):
+    Xi, X = apart(), queries(apart())
+    T, memory = unit(X.double()).T.contiguous(), Features(Patterns(Xi))
+    scores = Scores(T, memory, rows)
+    peak, top = peaks(scores)
+    weights = Deformed.at_root(scores, peak, alpha, BETA, 1 << 24)
+    sums = mixture(scores, weights, memory.patterns, d)
+    _, P = literal(Xi, X, alpha, BETA)
+    assert torch.allclose(top.amax(0).double(), peak, atol=1e-6)
+    assert torch.allclose(1 / sums.total, P.amax(1), rtol=1e-6)
+    assert torch.equal(sums.support, (P > 0).sum(1))
+    assert torch.allclose(sums.mixed.double() / sums.total[:, None], P @ Xi.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("budget", [1 << 12, 1 << 20, 1 << 26])
+def test_a_block_of_a_pass_fits_the_budget_or_is_one_group(budget):
+    memory = Features(Patterns(randn(9000, 16)))
+    scores = Scores.within(randn(16, 300).double(), memory, 16, budget)
+    assert scores.rows % sieve.group_size(9000) == 0
+    assert scores.rows == sieve.group_size(9000) or scores.rows * 300 * 8 <= budget
+
+
+def test_passes_find_the_best_memory_where_float32_orders_scores_by_chance(ways):
+    Xi = 1 + 3e-4 * randn(2000, 3072)  # all cosines within 1e-7 of 1
+    assert ask(Xi, Xi[:40], 1.5, 1.0, budget=1 << 18).index[:, 0].tolist() == list(range(40))
+    assert ways == {"_summed"}
 
 
 class Widest(TorchDispatchMode):
