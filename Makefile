@@ -23,7 +23,7 @@ check: .venv/.ready
 	$(BIN)/python -m pytest -n auto -m 'not gpu'
 
 bench: .venv/.ready
-	$(BIN)/python benchmarks/bench_retrieve.py --json benchmarks/results.json
+	$(BIN)/python benchmarks/run.py --json benchmarks/results.json $(if $(AGAINST),--against $(AGAINST))
 
 clean:
 	rm -rf .venv demo build *.egg-info

@@ -1,60 +1,26 @@
 """How fast is retrieval beside torch SDPA, faiss and entmax, on the same data in the same process?
 
-Every row is a ratio: the median time of hopmem over that of a peer, both measured in turn. Accuracy is the largest
-relative error of an answer against float64. `--quick` takes a tenth of the memories.
+The errors are the largest relative ones of answers against float64.
 """
 
-import argparse
 import contextlib
-import json
-import platform
 import statistics
+import subprocess
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from ratios import Ratio, paired, ratio
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
 import hopmem
 from hopmem.model import sieve
 from hopmem.model.entmax import entmax
-
-
-def paired(ours: Callable[[], object], peer: Callable[[], object], runs: int) -> tuple[list[float], list[float]]:
-    """Seconds of both, run in turn."""
-    ours(), peer()
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(runs):
-        for function, taken in zip((ours, peer), times, strict=True):
-            start = time.perf_counter()
-            function()
-            taken.append(time.perf_counter() - start)
-    return times
-
-
-def row(case: str, peer: str, bar: float | None, times: tuple[list[float], list[float]], error: float | None) -> dict:
-    """A line of the table, printed as soon as it is known."""
-    ratios = sorted(a / b for a, b in zip(*times, strict=True))
-    found = {
-        "case": case,
-        "peer": peer,
-        "ratio": statistics.median(ratios),
-        "low": ratios[0],
-        "high": ratios[-1],
-        "bar": bar,
-        "seconds": statistics.median(times[0]),
-        "error": error,
-    }
-    shown = "" if error is None else f"  error {error:.0e}"
-    wanted = "" if bar is None else f" (bar {bar})"
-    print(
-        f"{case:52} / {peer:34} {found['ratio']:6.2f} [{ratios[0]:.2f}, {ratios[-1]:.2f}]{wanted}"
-        f"  {found['seconds']:.3f} s{shown}",
-        flush=True,
-    )
-    return found
 
 
 def off(found: Tensor, Z: Tensor, Y: Tensor, alpha: float, beta: float, rows: int = 32) -> float:
@@ -83,7 +49,7 @@ def data(M: int, d: int, B: int) -> tuple[Tensor, Tensor, hopmem.MemoryBank]:
     return Z, Y, hopmem.MemoryBank.from_patterns(Z)
 
 
-def large(M: int, runs: int) -> list[dict]:
+def large(M: int, runs: int) -> Iterator[Ratio]:
     """The rows of M = 100,000, d = 784, B = 1,024."""
     import faiss
     from entmax import entmax15
@@ -105,26 +71,22 @@ def large(M: int, runs: int) -> list[dict]:
         return off(ask(alpha, beta), Z, Y, alpha, beta)
 
     size, peak = f"M = {M:,}, d = 784, B = 1,024", error(1, 100)
-    sdpa, search = paired(ask, lambda: attend(100.0), runs), paired(ask, lambda: flat.search(Y.numpy(), 1), runs)
-    rows = [
-        row(f"{size}, α = 1, β = 100", "torch SDPA", 0.25, sdpa, peak),
-        row("the same", "faiss flat, top 1, search only", 0.6, search, None),
-    ]
+    at_rest = paired(ask, lambda: attend(100.0), runs), paired(ask, lambda: flat.search(Y.numpy(), 1), runs)
+    yield ratio(f"{size}, α = 1, β = 100", "torch SDPA", at_rest[0], 0.25, peak)
+    yield ratio("the same", "faiss flat, top 1, search only", at_rest[1], 0.6)
     for alpha in (1.5, 2.0):
         times = paired(lambda alpha=alpha: ask(alpha), ask, runs)
-        rows.append(row(f"α = {alpha}", "hopmem, α = 1", 1.15, times, error(alpha, 100)))
-    times = paired(lambda: ask(1.5), entmax_package, runs)
-    rows.append(row("α = 1.5", "entmax15, k = 100, on all scores", 0.12, times, None))
+        yield ratio(f"α = {alpha}", "hopmem, α = 1", times, 1.15, error(alpha, 100))
+    yield ratio("α = 1.5", "entmax15, k = 100, on all scores", paired(lambda: ask(1.5), entmax_package, runs), 0.12)
     times = paired(lambda: ask(1.0, 1.0), lambda: attend(1.0), runs)
-    rows.append(row("α = 1, β = 1: every weight matters", "torch SDPA", 1.15, times, error(1, 1)))
-    rows.append(row("five steps", "hopmem, one step", 2.2, paired(lambda: ask(steps=5), ask, runs), None))
+    yield ratio("α = 1, β = 1: every weight matters", "torch SDPA", times, 1.15, error(1, 1))
+    yield ratio("five steps", "hopmem, one step", paired(lambda: ask(steps=5), ask, runs), 2.2)
     with without_bfloat16():
         times = paired(ask, lambda: attend(100.0), runs)
-        rows.append(row("α = 1, β = 100 without bfloat16", "torch SDPA", 0.65, times, error(1, 100)))
-    return rows
+        yield ratio("α = 1, β = 100 without bfloat16", "torch SDPA", times, 0.65, error(1, 100))
 
 
-def small(runs: int) -> dict:
+def small(runs: int) -> Ratio:
     """One query against a small bank."""
     Z, Y, bank = data(1000, 784, 1)
     x = Y[0]
@@ -137,23 +99,59 @@ def small(runs: int) -> dict:
 
     product = statistics.median(paired(lambda: Z @ x, lambda: None, 100)[0])
     times = paired(lambda: hopmem.retrieve(bank, Y, beta=100.0), product_and_a_millisecond, 20 * runs)
-    return row("M = 1,000, d = 784, B = 1", "matrix-vector product + 1 ms", 1.5, times, None)
+    return ratio("M = 1,000, d = 784, B = 1", "matrix-vector product + 1 ms", times, 1.5)
 
 
-def main() -> None:
-    """Print the table, and write it where asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the memories")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="where the rows go as JSON")
-    options = parser.parse_args()
-    cores = torch.get_num_threads()
-    print(f"{platform.processor() or platform.machine()}, {cores} threads, torch {torch.__version__}")
-    rows = [*large(10_000 if options.quick else 100_000, options.runs), small(options.runs)]
-    if options.json:
-        options.json.write_text(json.dumps({"torch": torch.__version__, "threads": cores, "rows": rows}, indent=1))
+def memory(M: int) -> Ratio:
+    """The most memory that is held beside the mapped bank, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bank.safetensors"
+        hopmem.MemoryBank.from_patterns(torch.randn(M, 128, generator=torch.Generator().manual_seed(0))).save(path)
+        command = [sys.executable, __file__, "--peak", str(path)]
+        peak = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return ratio(
+        f"M = {M:,}, d = 128, B = 1,024: peak memory", "300 MB above import torch", ([peak], [300.0]), 1.0, unit="MB"
+    )
+
+
+def peak_of(path: str) -> float:
+    """Megabytes that were held at most beyond those after `import torch`, but for pages of files."""
+    before = held()
+    bank, Y = hopmem.MemoryBank.load(path), torch.randn(1024, 128, generator=torch.Generator().manual_seed(1))
+    peak = [before]
+
+    def look() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], held())
+
+    done = threading.Event()
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    hopmem.retrieve(bank, Y, beta=100.0)
+    done.set()
+    watcher.join()
+    return peak[0] - before
+
+
+def held() -> float:
+    """Megabytes of memory that belong to no file."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError("this system does not tell what a process holds")
+
+
+def measure(*, quick: bool = False) -> Iterator[Ratio]:
+    """All cases, one by one."""
+    runs = 2 if quick else 5
+    with torch.inference_mode():
+        yield from large(10_000 if quick else 100_000, runs)
+        yield small(runs)
+    yield memory(100_000 if quick else 1_000_000)
 
 
 if __name__ == "__main__":
-    with torch.inference_mode():
-        main()
+    if sys.argv[1:2] == ["--peak"]:
+        print(peak_of(sys.argv[2]))
+    else:
+        list(measure(quick="--quick" in sys.argv))

@@ -1,6 +1,6 @@
 """Does a gradient step of optimize cost more with more memories, and how much memory does the whole take?
 
-    python benchmarks/optimize_scale.py [--dimension 128] [--sizes 1000,10000,100000,1000000]
+    python benchmarks/bench_optimize.py [--dimension 128] [--sizes 1000,10000,100000,1000000]
 
 Each line is a process of its own: random patterns, one objective, one size. `step` is the median time between two
 steps, in units of that of the smallest size; `peak` is the most memory that the process ever held, and `patterns` what
@@ -13,13 +13,32 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
+from ratios import Ratio, ratio
+
 OBJECTIVES = ("denoise", "average", "spherical")
+LEARNING = {"learning", "refining"}  # what the stages are called in which steps are taken
+
+
+@dataclass(frozen=True)
+class Course:
+    """What learning took."""
+
+    steps: list[float]  # seconds of each
+    seconds: float
+    peak: float  # megabytes
+
+    @property
+    def step(self) -> float:
+        """The median."""
+        return statistics.median(self.steps)
 
 
 def one(objective: str, M: int, d: int, steps: int) -> None:
-    """Learn once and print the median seconds of a step, the seconds in all and the peak in bytes."""
+    """Learn once and print the seconds in all, the peak in megabytes, and the seconds of each step."""
     import torch
 
     from hopmem.bank import MemoryBank
@@ -31,18 +50,36 @@ def one(objective: str, M: int, d: int, steps: int) -> None:
     ticks: list[float] = []
 
     def watch(label: str, done: int, total: int, note: str = "") -> None:
-        if label in {"learning", "refining"}:
+        if label in LEARNING:
             ticks.append(time.perf_counter())
 
     began = time.perf_counter()
     learn(bank, Task(objective, ("occlude:0.5",) if objective == "denoise" else ("mixed",), steps=steps), watch=watch)
     gaps = [after - before for before, after in pairwise(ticks)] or [0.0]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(statistics.median(gaps), time.perf_counter() - began, peak)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(time.perf_counter() - began, peak, *gaps)
+
+
+def course(objective: str, M: int, d: int, steps: int) -> Course:
+    """Learn in a process of its own."""
+    command = [sys.executable, __file__, "--one", objective, str(M), "--dimension", str(d), "--steps", str(steps)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds, peak, *gaps = map(float, done.stdout.split())
+    return Course(gaps, seconds, peak)
+
+
+def measure(*, quick: bool = False) -> Iterator[Ratio]:
+    """A step of a large bank over one of a small bank, for each objective."""
+    small, large = (1000, 2000) if quick else (2000, 50_000)
+    for objective in OBJECTIVES:
+        few, many = (course(objective, M, 128, 8 if quick else 16).steps for M in (small, large))
+        count = min(len(few), len(many))
+        times = many[:count], few[:count]
+        yield ratio(f"a step of optimize, {objective}, M = {large:,}, d = 128", f"M = {small:,}", times)
 
 
 def main() -> None:
-    """Run every objective at every size, each in a process of its own."""
+    """Print the curve of every objective."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dimension", type=int, default=128)
     parser.add_argument("--sizes", default="1000,10000,100000,1000000")
@@ -57,14 +94,11 @@ def main() -> None:
     for objective in asked.objectives.split(","):
         smallest = None
         for M in map(int, asked.sizes.split(",")):
-            command = [sys.executable, __file__, "--one", objective, str(M)]
-            command += ["--dimension", str(asked.dimension), "--steps", str(asked.steps)]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
-            step, seconds, peak = map(float, done.stdout.split())
-            smallest = smallest or step
-            held = M * asked.dimension * 4
-            figures = f"{1e3 * step:9.1f} {step / smallest:5.2f} {seconds:8.1f} {peak / 1e6:8.0f} {held / 1e6:12.0f}"
-            print(f"{objective:9s} {M:8,d} {figures}", flush=True)
+            found = course(objective, M, asked.dimension, asked.steps)
+            smallest = smallest or found.step
+            held = M * asked.dimension * 4 / 1e6
+            figures = f"{1e3 * found.step:9.1f} {found.step / smallest:5.2f} {found.seconds:8.1f}"
+            print(f"{objective:9s} {M:8,d} {figures} {found.peak:8.0f} {held:12.0f}", flush=True)
 
 
 if __name__ == "__main__":
