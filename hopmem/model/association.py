@@ -14,18 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import conjugate, entmax
+from hopmem.model.entmax import conjugate, entmax, stretch
 from hopmem.model.kernel import Features, blocks
-from hopmem.model.passes import Deformed, Scores, fused, mixture, peaks
+from hopmem.model.passes import Deformed, Scores, about, fused, mixture, peaks, root
 from hopmem.model.scan import RowBlocks, combine, memory_rows, query_blocks, top_scores
-from hopmem.model.sieve import FEW, Sieve, group_size, reach, sieve
+from hopmem.model.sieve import FEW, Sieve, coarse_types, group_size, reach, sieve
 
 VISIBLE = 0.01  # a softmax weight counts toward a metastable state above this (U-Hop+, after Martins et al., 2023)
 LEAK = 1e-8  # weight that may be lost
 SHARE = 128  # it may look into one in so many; a fused pass over all of them is quicker beyond
+SHARE_OF_SPARSE = 16  # the same for α > 1 in the end, where several passes are what is left
 TABLE_BYTES = 64  # for each memory that a state sees: its number, its scores and their copies
 SHARP = 256.0  # β beyond which memories enter in float64: β times what float32 rounds off is an error of p
 MOST_READINGS = 8  # blocks of states that are each held with all their weights: as many passes are cheaper beyond
+CROWD = 100  # groups beside the k best: as many as can hold visible weights, or as rounding may put in another order
 HELD_BYTES = 80  # for each weight of a state that is held, with the temporaries of entmax
 STEEP = 1e4  # and the spread of lengths from which a small weight may be most of what is mixed
 
@@ -70,29 +72,50 @@ def associate(
     Yields:
         Some of the states [c] and their association, until all are through.
     """
-    M, k = len(memory), min(how.top, len(memory))
+    M, k, left = len(memory), min(how.top, len(memory)), torch.arange(len(Y), device=Y.device)
     t = reach(how.alpha, how.beta, M, LEAK / how.spread)
-    coarse = sieve(Y, memory, t)
-    if coarse is None:
-        many = torch.arange(len(Y), device=Y.device)
-    else:
-        floor = coarse.floor(t, k)
+    for kind in coarse_types(how.alpha, M, Y.device):
+        coarse = sieve(Y[left], memory, t if how.alpha == 1 else None, kind)
+        if coarse is None:
+            break
+        reaches, seen, few = _seen(coarse, t, k, how)
+        floor = coarse.floor(reaches, k)
         matter = coarse.top >= floor  # [G, b]
-        seen = matter.sum(0) * coarse.group  # memories of the groups that matter
-        few = seen <= max(FEW, 2 * k * coarse.group, M // SHARE)
         for some in _alike(few, seen, how.budget):
-            table = rescored(Y[some], memory, coarse.group, matter[:, some], floor[some], how)
-            yield some, _held(*table, how)
-        many = (~few).nonzero()[:, 0]
-    if len(many) and how.alpha == 1:
-        yield many, _streamed(Y[many], memory, how, first, width)
-    elif len(many):
-        parts = list(query_blocks(len(many), M, how.alpha, how.budget))
-        if len(parts) > MOST_READINGS or how.budget < HELD_BYTES * M:
-            yield many, _summed(Y[many], memory, how, first, width)
+            states = left[some]
+            yield states, _held(*rescored(Y[states], memory, coarse.group, matter[:, some], floor[some], how), how)
+        left = left[~few]
+        if not len(left):
             return
-        for part in parts:
-            yield many[part], _dense(Y[many[part]], memory, how)
+    if how.alpha == 1:
+        yield left, _streamed(Y[left], memory, how, first, width)
+        return
+    parts = list(query_blocks(len(left), M, how.alpha, how.budget))
+    if len(parts) > MOST_READINGS or how.budget < HELD_BYTES * M:
+        yield left, _summed(Y[left], memory, how, first, width)
+        return
+    for part in parts:
+        yield left[part], _dense(Y[left[part]], memory, how)
+
+
+def _seen(coarse: Sieve, t: float, k: int, how: Weighing) -> tuple[Tensor, Tensor, Tensor]:
+    """How far below the largest score memories matter, how many those groups have, and whether they are few enough.
+
+    Returns:
+        All three of each state [b].
+    """
+
+    def within(reaches: Tensor) -> Tensor:
+        return (coarse.top >= coarse.floor(reaches, k)).sum(0) * coarse.group
+
+    M, reaches = coarse.group * len(coarse.top), torch.full_like(coarse.slack, t)
+    last_resort = how.alpha > 1 and coarse.top.dtype == torch.float32
+    most = max(FEW, 2 * k * coarse.group, M // (SHARE_OF_SPARSE if last_resort else SHARE))
+    seen = within(reaches)
+    if how.alpha > 1 and math.isfinite(t) and bool((seen > most).any()):
+        reaches = coarse.reach(how.alpha, how.beta, how.budget).to(reaches)
+        seen = within(reaches)
+    return reaches, seen, seen <= most
 
 
 def _alike(few: Tensor, seen: Tensor, budget: int) -> Iterator[Tensor]:
@@ -115,7 +138,7 @@ def _alike(few: Tensor, seen: Tensor, budget: int) -> Iterator[Tensor]:
 
 
 def rescored(
-    Y: Tensor, memory: Features, group: int, matter: Tensor, floor: Tensor, how: Weighing, *, sharp: bool = False
+    Y: Tensor, memory: Features, group: int, matter: Tensor, floor: Tensor, how: Weighing
 ) -> tuple[Tensor, Tensor]:
     """The exact scores of all memories that can matter.
 
@@ -126,7 +149,6 @@ def rescored(
         matter: the groups to look into [G, b], at least one for each state.
         floor: scores below it do not matter [b].
         how: β and the budget.
-        sharp: whether memories enter in float64 whatever β is.
 
     Returns:
         Memories [b, k] and their scores in float64 [b, k], best first; where a state has fewer, −∞.
@@ -143,8 +165,9 @@ def rescored(
         keep = torch.cat(kept)
         state, rows = state[:, None].expand_as(rows)[keep], rows[keep]
     rows, exact = rows.flatten(), []
+    sharp = how.alpha > 1 or how.beta > SHARP or how.spread > STEEP  # the support ends where a digit decides
     for part in blocks(len(rows), max(1, how.budget // (32 * Y.shape[1]))):
-        Z = memory.exact(rows[part]) if sharp or how.beta > SHARP or how.spread > STEEP else memory[rows[part]]
+        Z = memory.exact(rows[part]) if sharp else memory[rows[part]]
         exact.append((Z * Y[state[part]]).sum(1))
     return _table(state, rows, torch.cat(exact), len(Y))
 
@@ -213,18 +236,21 @@ def _summed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width:
     Returns:
         The association.
     """
-    scores = Scores.within(Y.T, memory, width, how.budget)
+    rough, scores = (Scores.within(states.T, memory, width, how.budget) for states in (Y.float(), Y))
     peak, top = peaks(scores)
-    weights = Deformed.at_root(scores, peak, how.alpha, how.beta, how.budget)
+    start = about(rough, peak.float(), how.alpha, how.beta, how.budget)
+    start = root(rough, peak.float(), how.alpha, how.beta, start)  # float64, twice as dear, has little left to do
+    c = root(scores, peak, how.alpha, how.beta, start)
+    weights = Deformed(how.alpha, how.beta, peak, stretch(c, how.alpha))
     sums = mixture(scores, weights, first, width)
     total = sums.total
     # Σ p^α follows from Σ G and Σ G s, since G^{α−1} = 1 + (α−1) s e^{(α−1)c}.
     power = (total + (how.alpha - 1) * weights.factor[:, 0] * sums.inner) / total**how.alpha
     free = how.beta * peak + sums.inner / total + (1 - power) / (how.alpha * (how.alpha - 1))
     k = min(max(2, how.top), len(memory))
-    seen = Sieve(top, group_size(len(memory)), _usual(Y))
-    floor = seen.floor(0.0, k)
-    index, S = rescored(Y, memory, seen.group, _best_groups(top, floor, 2 * k), floor, how, sharp=True)
+    group = group_size(len(memory))
+    floor = Sieve(top, group, _usual(Y)).floor(0.0, k)
+    index, S = rescored(Y, memory, group, _best_groups(top, floor, 2 * k + CROWD), floor, how)
     P = weights.weights(how.beta * (S - peak[:, None])) / total[:, None]
 
     def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
@@ -256,7 +282,7 @@ def _streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, widt
     below = (-math.log(VISIBLE) - total.log()).clamp_min(0) / max(how.beta, torch.finfo(total.dtype).tiny)
     k = min(max(2, how.top), len(memory))  # the runner-up says how far ahead the best is
     floor = torch.minimum(seen.floor(0.0, k), seen.floor(0.0) - below.float())
-    matter = _best_groups(top, floor, 2 * k + round(1 / VISIBLE))
+    matter = _best_groups(top, floor, 2 * k + CROWD)
     index, S = rescored(Y, memory, seen.group, matter, floor, how)
     P = (how.beta * (S - S[:, :1])).exp() / total[:, None]
 

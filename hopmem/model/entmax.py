@@ -92,7 +92,7 @@ def stretch(c: Tensor, alpha: float) -> Tensor:
     return ((alpha - 1) * c).clamp_max(math.log(torch.finfo(c.dtype).max) - 1).exp()
 
 
-def log_peak(sums: Sums, c: Tensor, M: int, max_iterations: int = 200) -> Tensor:
+def log_peak(sums: Sums, c: Tensor, M: int, tolerance: float = 512 * 2.0**-52, max_iterations: int = 200) -> Tensor:
     """C = −ln of the largest weight, by Newton's method inside a bracket that halves when Newton is slow.
 
     All that is asked of the scores is two sums, and sums of parts add up: the parts may be blocks that are never held
@@ -102,16 +102,16 @@ def log_peak(sums: Sums, c: Tensor, M: int, max_iterations: int = 200) -> Tensor
         sums: of the scores at some c, as `partial_sums` gives them.
         c: where to begin, in [0, ln M], of the shape [..., 1].
         M: scores in a row.
+        tolerance: of the sum of the weights, all of which rise and fall together; not less than the sums are exact to.
         max_iterations: a bound that is never met: bisection alone ends within 64.
 
     Returns:
         c [..., 1], in [0, ln M].
     """
     low, high, last = torch.zeros_like(c), torch.full_like(c, math.log(M)), torch.full_like(c, math.inf)
-    # |g| bounds the error of the sum of the weights, all of which rise and fall together, and so of each one.
-    tolerance = 512 * torch.finfo(c.dtype).eps
+    tolerance = max(tolerance, 512 * torch.finfo(c.dtype).eps)
     for _ in range(max_iterations):
-        total, rate = sums(c)
+        total, rate = sums(c)  # |g| bounds the error of the sum of the weights
         gap, slope = total.log() - c, rate / total - 1  # g(c) = ln Σ exp_α(s e^{(α−1)c}) − c, and g′(c) ≤ −1
         low, high = torch.where(gap >= 0, c, low), torch.where(gap <= 0, c, high)
         newton = c - gap / slope
@@ -136,10 +136,10 @@ def partial_sums(s: Tensor, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     Returns:
         Both [..., 1].
     """
-    u = s * stretch(c, alpha)
+    u = s * stretch(c, alpha).to(s)
     G = tsallis_exp(u, alpha)
     total = G.sum(-1, keepdim=True)
     if alpha == 1:
         return total, torch.zeros_like(total)
-    slope = u if alpha == 2 else u * G ** (2 - alpha)
-    return total, torch.where(G > 0, slope, 0).sum(-1, keepdim=True) * (alpha - 1)
+    rise = G.mul_(u).div_(u.mul_(alpha - 1).add_(1).clamp_min_(torch.finfo(u.dtype).tiny))  # u G^{2−α}, 0 where G is
+    return total, rise.sum(-1, keepdim=True) * (alpha - 1)

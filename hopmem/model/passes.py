@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import log_peak, partial_sums, stretch, tsallis_exp
+from hopmem.model.entmax import log_peak, partial_sums, tsallis_exp
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.scan import RowBlocks
 from hopmem.model.sieve import group_size, maxima
@@ -141,29 +141,6 @@ class Deformed:
     peak: Tensor  # m [b]
     factor: Tensor  # e^{(α−1)c} [b, 1]
 
-    @classmethod
-    def at_root(cls, scores: Scores, peak: Tensor, alpha: float, beta: float, budget: int) -> "Deformed":
-        """Find the threshold.
-
-        Args:
-            scores: of b states and M memories.
-            peak: the largest of each state [b].
-            alpha: α > 1.
-            beta: β.
-            budget: bytes that the sample of memories may take with its scores.
-
-        Returns:
-            The weights, to be computed from scores.
-        """
-
-        def sums(c: Tensor) -> tuple[Tensor, Tensor]:
-            parts = [partial_sums(_exponents(S, peak, beta), c, alpha) for _, S in scores]
-            total, rate = (torch.stack(each).sum(0) for each in zip(*parts, strict=True))
-            return total, rate
-
-        start = _about(scores, peak, alpha, beta, budget)
-        return cls(alpha, beta, peak, stretch(log_peak(sums, start, len(scores.memory)), alpha))
-
     def exponents(self, S: Tensor) -> Tensor:
         """β (s − m).
 
@@ -207,24 +184,55 @@ def _exponents(S: Tensor, peak: Tensor, beta: float) -> Tensor:
     return S.sub_(peak).mul_(beta).T
 
 
-def _about(scores: Scores, peak: Tensor, alpha: float, beta: float, budget: int) -> Tensor:
-    """About where c lies, by a sample of the memories.
+def root(scores: Scores, peak: Tensor, alpha: float, beta: float, start: Tensor) -> Tensor:
+    """C = −ln of the largest weight, by a few passes (see `entmax.log_peak`).
+
+    Args:
+        scores: of b states and M memories, in the type to compute in.
+        peak: the largest of each state [b], in the same type.
+        alpha: α > 1.
+        beta: β.
+        start: about where c lies [b, 1] float64.
 
     Returns:
-        c [b, 1].
+        c [b, 1] float64.
+    """
+
+    def sums(c: Tensor) -> tuple[Tensor, Tensor]:
+        total, rate = torch.zeros_like(c), torch.zeros_like(c)
+        for _, S in scores:
+            more = partial_sums(_exponents(S, peak, beta), c, alpha)
+            total, rate = total.add_(more[0]), rate.add_(more[1])
+        return total, rate
+
+    return log_peak(sums, start, len(scores.memory), 8 * torch.finfo(peak.dtype).eps)
+
+
+def about(scores: Scores, peak: Tensor, alpha: float, beta: float, budget: int) -> Tensor:
+    """About where the root lies, by a sample of the memories.
+
+    Args:
+        scores: of b states and M memories.
+        peak: the largest of each state [b].
+        alpha: α > 1.
+        beta: β.
+        budget: bytes that the sample may take with its scores.
+
+    Returns:
+        c [b, 1] float64.
     """
     T, memory = scores.T, scores.memory
     M = len(memory)
     few = max(16, budget // (8 * (ARRAYS * T.shape[1] + 4 * memory.dimension)))
     rows = torch.linspace(0, M - 1, min(M, SAMPLE, few), dtype=torch.float64, device=T.device).long()
-    s = _exponents(memory.exact(rows).to(T) @ T, peak, beta)  # [b, m]
+    s = _exponents(memory.exact(rows).to(T) @ T, peak, beta).double()  # [b, m]
     each = M / len(rows)
 
     def sums(c: Tensor) -> tuple[Tensor, Tensor]:
         total, rate = partial_sums(s, c, alpha)
         return (each * total).clamp_min(1.0), each * rate  # the largest score of all counts, though it is not in it
 
-    return log_peak(sums, torch.zeros_like(peak)[:, None], M)
+    return log_peak(sums, s.new_zeros(len(s), 1), M)
 
 
 @dataclass(frozen=True)
@@ -250,7 +258,8 @@ def mixture(scores: Scores, weights: Deformed, rows_of: RowBlocks, width: int) -
         The sums.
     """
     peak = weights.peak
-    total, inner, support = torch.zeros_like(peak), torch.zeros_like(peak), torch.zeros_like(peak, dtype=torch.int64)
+    total, inner = (torch.zeros_like(peak, dtype=torch.float64) for _ in range(2))
+    support = torch.zeros_like(peak, dtype=torch.int64)
     mixed = torch.zeros(len(peak), width, device=peak.device)
     for rows, S in scores:
         s = weights.exponents(S)

@@ -11,14 +11,20 @@ below m − t has a weight of at most exp_α(−βt): in p_μ = e^{−c} exp_α(
 smaller. M of them weigh at most ε together from t = −ln_α(ε/M)/β on, which is ln(M/ε)/β for softmax and never more
 than 1/(β(α−1)), where the weight is zero and the support ends. A group that can matter has a coarse maximum above
 m̂ − t − 2δ; all others are left out, and what they weigh is bounded by ε whatever the rounding was.
+
+For α > 1 the support ends at t = e^{−(α−1)c}/(β(α−1)) below the largest score, and c grows with every memory that is
+added. The best memories of the groups, each taken to lie 2δ farther below the best of all than it seems, are some of
+the memories: their c bounds that of all from below, and t from above.
 """
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from hopmem.model.entmax import log_peak, partial_sums, stretch
 from hopmem.model.kernel import Features, blocks
 
 GROUPS = 4096  # as many groups as this, or of `LARGEST` memories each more; small banks are scored in float32
@@ -27,6 +33,8 @@ SAMPLE = 16  # after one in so many memories it may show that too many matter
 MATTERING = 8  # which is when one group in so many certainly does, on average
 COARSE_ROWS = 8192  # memories that are scored at a time
 FEW = 8  # memories, or groups with the k best, that any state may look into
+ARRAYS = 6  # of the size of the maxima that their α-entmax takes
+ROUNDED = 1e-9  # what rounding moves c by, at most
 BYTES = 16  # for each group and state: its maximum, whether it matters, and copies of both
 
 
@@ -38,11 +46,31 @@ class Sieve:
     group: int  # memories in a group
     slack: Tensor  # [b] δ: how far a score may lie from its coarse value
 
-    def floor(self, reach: float, k: int = 1) -> Tensor:
+    def reach(self, alpha: float, beta: float, budget: int) -> Tensor:
+        """How far below the largest score the support of α-entmax reaches at most, by what the maxima say.
+
+        Args:
+            alpha: α > 1.
+            beta: β > 0.
+            budget: bytes of working memory.
+
+        Returns:
+            t [b].
+        """
+        found = []
+        for part in blocks(self.top.shape[1], max(1, budget // (8 * ARRAYS * len(self.top)))):
+            s = self.top[:, part].double().T  # [c, G]
+            peak, place = s.max(1, keepdim=True)
+            s = s.sub_(peak + 2 * self.slack[part, None]).mul_(beta).scatter_(1, place, 0)
+            c = log_peak(partial(partial_sums, s, alpha=alpha), torch.zeros_like(peak), len(self.top))
+            found.append(1 / (beta * (alpha - 1) * stretch((c - ROUNDED).clamp_min_(0), alpha)))
+        return torch.cat(found)[:, 0]
+
+    def floor(self, reach: float | Tensor, k: int = 1) -> Tensor:
         """The coarse maximum from which a group can matter, or hold one of the k best memories.
 
         Args:
-            reach: t, how far below the largest score a memory still matters.
+            reach: t, how far below the largest score a memory still matters, of all states or of each [b].
             k: memories that are asked for.
 
         Returns:
@@ -117,23 +145,40 @@ def group_size(M: int) -> int:
     return size
 
 
-def sieve(Y: Tensor, memory: Features, reach: float) -> Sieve | None:
+def coarse_types(alpha: float, M: int, device: torch.device) -> list[torch.dtype]:
+    """In which types to score coarsely, one after another.
+
+    What bfloat16 can't tell apart, float32 may: worth it for α > 1, where to weigh all memories takes many passes.
+
+    Args:
+        alpha: α ≥ 1.
+        M: memories.
+        device: where.
+
+    Returns:
+        One or two types.
+    """
+    quick = torch.float32 if group_size(M) == 1 else coarse_type(device)
+    return [quick] if alpha == 1 or quick == torch.float32 else [quick, torch.float32]
+
+
+def sieve(Y: Tensor, memory: Features, reach: float | None, kind: torch.dtype) -> Sieve | None:
     """Score states against all memories, coarsely.
 
     Args:
         Y: states [b, D].
         memory: unit features of M memories.
-        reach: how far below the largest score memories matter.
+        reach: how far below the largest score memories matter; None where that is yet to be seen.
+        kind: the type to compute in.
 
     Returns:
-        The maxima of all groups; None as soon as it is certain that too many of them matter.
+        The maxima of all groups; None as soon as it is certain that too many matter.
     """
     M, b, D = len(memory), *Y.shape
     group = group_size(M)
-    kind = torch.float32 if group == 1 else coarse_type(Y.device)
     length = Y.norm(dim=1).float()  # no score is larger
     slack = rounding(kind, D) * length
-    if M > FEW and reach >= 2 * float(length.max()):
+    if reach is not None and M > FEW and reach >= 2 * float(length.max()):
         return None
     top = torch.empty(-(-M // group), b, dtype=kind, device=Y.device)
     T = Y.to(kind).T.contiguous()
@@ -141,7 +186,7 @@ def sieve(Y: Tensor, memory: Features, reach: float) -> Sieve | None:
     for rows in blocks(M, COARSE_ROWS):
         S = memory.products(rows, T, buffer)  # [m, b]
         maxima(S, group, top[rows.start // group : -(-rows.stop // group)])
-        if group > 1 and rows.start < M // SAMPLE <= rows.stop:
+        if reach is not None and group > 1 and rows.start < M // SAMPLE <= rows.stop:
             seen = top[: rows.stop // group]
             if float((seen >= length - reach).double().mean()) > 1 / MATTERING:
                 return None

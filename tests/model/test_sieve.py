@@ -9,7 +9,7 @@ from torch import Tensor
 from hopmem.model import sieve as module
 from hopmem.model.entmax import entmax
 from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
-from hopmem.model.sieve import coarse_type, maxima, reach, rounding, sieve, states_at_once
+from hopmem.model.sieve import Sieve, coarse_type, coarse_types, maxima, reach, rounding, states_at_once
 from tests.model import randn
 
 M = 2500  # no multiple of a group
@@ -36,11 +36,15 @@ def states(Xi: Tensor, count: int = 20) -> Tensor:
     return unit(Xi[:count].double() + 0.3 * Xi.std() * randn(count, Xi.shape[1], seed=2))
 
 
+def sifted(Y: Tensor, memory: Features, reach: float | None) -> Sieve | None:
+    return module.sieve(Y, memory, reach, coarse_types(1.0, len(memory), Y.device)[0])
+
+
 @pytest.mark.parametrize("name", list(banks()))
 def test_no_coarse_maximum_is_farther_from_the_exact_one_than_the_bound_says(kind, name):
     Xi = banks()[name]
     Y, Z = states(Xi), unit(Xi.double())
-    found = sieve(Y, Features(Patterns(Xi)), reach=0.01)
+    found = sifted(Y, Features(Patterns(Xi)), reach=0.01)
     assert found.top.dtype == (torch.float32 if found.group == 1 else kind)
     exact = torch.stack([(Z[start : start + found.group] @ Y.T).amax(0) for start in range(0, M, found.group)])
     assert found.top.shape == exact.shape
@@ -59,7 +63,7 @@ def test_what_lies_below_the_floor_weighs_no_more_than_the_leak(alpha, beta):
     Xi, leak = banks()["apart"], 1e-6
     Y, Z = states(Xi), unit(Xi.double())
     t = reach(alpha, beta, M, leak)
-    found = sieve(Y, Features(Patterns(Xi)), t)
+    found = sifted(Y, Features(Patterns(Xi)), t)
     matter = (found.top >= found.floor(t)).repeat_interleave(found.group, 0)[:M].T
     P = entmax(beta * (Y @ Z.T), alpha)
     assert float(P.masked_fill(matter, 0).sum(1).max()) <= (leak if alpha == 1 else 0)
@@ -71,7 +75,7 @@ def test_what_lies_below_the_floor_weighs_no_more_than_the_leak(alpha, beta):
 def test_the_groups_above_the_floor_hold_the_k_best_memories(k):
     Xi = banks()["apart"]
     Y, Z = states(Xi), unit(Xi.double())
-    found = sieve(Y, Features(Patterns(Xi)), reach=1e-4)
+    found = sifted(Y, Features(Patterns(Xi)), reach=1e-4)
     matter = (found.top >= found.floor(1e-4, k)).repeat_interleave(found.group, 0)[:M].T
     best = (Y @ Z.T).topk(k, dim=1).indices
     assert matter.gather(1, best).all()
@@ -80,7 +84,7 @@ def test_the_groups_above_the_floor_hold_the_k_best_memories(k):
 @pytest.mark.parametrize("beta", [0.0, 0.1, 5.0])
 def test_no_pass_is_made_where_every_memory_matters_anyway(monkeypatch, beta):
     monkeypatch.setattr(Features, "products", lambda *_: pytest.fail("a pass was made"))
-    assert sieve(states(banks()["apart"]), Features(Patterns(banks()["apart"])), reach(1.0, beta, M, 1e-8)) is None
+    assert sifted(states(banks()["apart"]), Features(Patterns(banks()["apart"])), reach(1.0, beta, M, 1e-8)) is None
 
 
 def test_the_pass_is_given_up_once_it_is_certain_that_most_matter(monkeypatch):
@@ -94,7 +98,7 @@ def test_the_pass_is_given_up_once_it_is_certain_that_most_matter(monkeypatch):
         return products(self, rows, *rest)
 
     monkeypatch.setattr(Features, "products", spied)
-    assert sieve(states(banks()["alike"]), Features(Patterns(banks()["alike"])), reach=1.0) is None
+    assert sifted(states(banks()["alike"]), Features(Patterns(banks()["alike"])), reach=1.0) is None
     assert scored[-1].stop <= M // module.SAMPLE + 128
 
 
@@ -142,3 +146,29 @@ def test_products_are_the_cosines_whatever_is_stored(stored):
     for out in (None, torch.empty(100, 6)):
         assert torch.allclose(memory.products(slice(0, 70), T, out), expected, atol=1e-6)
     assert torch.allclose(memory.exact(slice(3, 9)) @ T.double(), expected[3:9].double(), atol=1e-6)
+
+
+@pytest.mark.usefixtures("kind")
+@pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("beta", [0.3, 5.0, 100.0])
+@pytest.mark.parametrize("budget", [1, 1 << 26])
+@pytest.mark.parametrize("name", list(banks()))
+def test_the_support_reaches_no_farther_than_the_maxima_allow(name, alpha, beta, budget):
+    Xi = banks()[name]
+    Y = states(Xi)
+    S = Y @ unit(Xi.double()).T
+    found = sifted(Y, Features(Patterns(Xi)), None)
+    t = found.reach(alpha, beta, budget)
+    lowest = S.masked_fill(entmax(beta * S, alpha) == 0, torch.inf).amin(1)
+    assert (S.amax(1) - lowest <= t).all()
+    assert (t <= reach(alpha, beta, M, 1e-8)).all()
+    if name == "apart" and beta == 0.3 and alpha > 1.2:
+        assert (t < reach(alpha, beta, M, 1e-8) / 2).all()
+
+
+def test_float32_is_asked_where_bfloat16_is_too_coarse_and_all_weights_would_be_dear(monkeypatch):
+    monkeypatch.setattr(module, "coarse_type", lambda device: torch.bfloat16)
+    cpu = torch.device("cpu")
+    assert coarse_types(1.0, 10**6, cpu) == [torch.bfloat16]
+    assert coarse_types(1.5, 10**6, cpu) == [torch.bfloat16, torch.float32]
+    assert coarse_types(1.5, 10, cpu) == [torch.float32]
