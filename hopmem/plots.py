@@ -157,7 +157,7 @@ def _fall(axis: "Axes", curve: Sequence[float], noun: str) -> None:
     else:
         axis.ticklabel_format(useOffset=False)
         if max(curve) - min(curve) < least:
-            axis.set_ylim(middle - least, middle + least)
+            axis.set_ylim(max(0.0, middle - least) if min(curve) >= 0 else middle - least, middle + least)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(color="0.9")
