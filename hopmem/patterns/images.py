@@ -18,6 +18,7 @@ from hopmem.patterns.source import IMAGE_SUFFIXES, Form, ImageForm, Loaded, Read
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 GREY = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 DEEP = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})  # Pillow opens 16-bit files in one of these
+WORTH_A_THREAD = 1 << 14  # pixels from which decoding takes longer than what Python does around it
 ORIENTATION, TURNED = 0x0112, frozenset({5, 6, 7, 8})  # the EXIF tag, and its values that swap width and height
 UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
 
@@ -35,6 +36,16 @@ class Target:
         """Of the pixels of one image."""
         width, height = self.size
         return (height, width) if self.mode == "L" else (height, width, 3)
+
+    def holds(self, form: ImageForm) -> bool:
+        """Whether an image keeps its depth here.
+
+        Returns:
+            False where it is deeper.
+        """
+        if self.dtype == np.float32:
+            return True
+        return form.mode != "F" and (self.dtype == np.uint16 or form.mode not in DEEP)
 
 
 def find_images(folder: Path) -> tuple[list[Path], int]:
@@ -69,44 +80,33 @@ def load_images(files: Sequence[Path], names: Sequence[str], kind: str, reading:
     Raises:
         HopmemError: an unusable image, and images are not to be skipped (or none is left).
     """
-    skipped: list[Skipped] = []
-    forms = _probe(files, names, reading, skipped)
-    target = _target(forms, reading)
-    fitting = _fitting(forms, target, reading, skipped)
-    rows = np.empty((len(fitting), *target.shape), target.dtype)
-    opaque = np.ones((len(fitting), target.size[1], target.size[0]), bool)
-
-    def decode(place: int) -> HopmemError | None:
-        try:
-            rows[place], opaque[place] = _decode(fitting[place][1], target)
-        except UnreadableError as error:
-            return error
-        return None
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        errors = list(pool.map(decode, range(len(fitting))))
-    images = tuple(form for form, _ in fitting)
-    partial = not opaque.all()
-    known = np.broadcast_to(opaque.reshape(*opaque.shape, *(1,) * (len(target.shape) - 2)), rows.shape)
+    target = _first_target(files, reading)
+    found, rows, masks = _decoded(files, names, target, reading)
+    if (common := _target([each for each in found if isinstance(each, ImageForm)], reading, target)) != target:
+        target = common
+        found, rows, masks = _decoded(files, names, target, reading)
+    forms = tuple(
+        each if isinstance(each, ImageForm) else ImageForm(name, target.size, target.mode)
+        for each, name in zip(found, names, strict=True)
+    )
     loaded = Loaded(
         stored=torch.from_numpy(rows.reshape(len(rows), -1)),
         shape=target.shape,
-        form=Form(kind, images=images),
+        form=Form(kind, images=forms),
         scale={"uint8": 1 / 255, "uint16": 1 / 65535}.get(target.dtype.name, 1.0),
         layout="HW" if target.mode == "L" else "HWC",
-        names=tuple(form.name for form in images),
-        known=torch.from_numpy(np.array(known.reshape(len(rows), -1))) if partial and reading.partial else None,
-        skipped=tuple(skipped),
-        notes=_transparency_note(opaque) if partial and not reading.partial else (),
+        names=tuple(names),
+        known=_known(masks, rows.shape) if masks and reading.partial else None,
+        notes=_transparency_note(len(masks), len(files)) if masks and not reading.partial else (),
     )
-    first_error = next(filter(None, errors), None)
-    if first_error is None:
+    bad = [Skipped(name, str(each)) for each, name in zip(found, names, strict=True) if isinstance(each, HopmemError)]
+    if not bad:
         return loaded
-    good = torch.tensor([place for place, error in enumerate(errors) if error is None], dtype=torch.int64)
-    if reading.on_bad == "error" or not len(good):
-        raise first_error
-    bad = [Skipped(images[place].name, str(error)) for place, error in enumerate(errors) if error is not None]
-    return loaded.take(good, bad)
+    good = [place for place, each in enumerate(found) if isinstance(each, ImageForm)]
+    if not good:
+        (first, *_) = (each for each in found if isinstance(each, HopmemError))
+        raise first
+    return loaded.take(torch.tensor(good, dtype=torch.int64), bad)
 
 
 def save_image(path: Path, pixels: Tensor, mode: str, size: tuple[int, int]) -> None:
@@ -145,32 +145,60 @@ def _refuse(error: OSError) -> None:
     raise UnreadableError(error.filename, "a folder that can be listed", error.strerror) from error
 
 
-def _probe(
-    files: Sequence[Path], names: Sequence[str], reading: Reading, skipped: list[Skipped]
-) -> list[tuple[ImageForm, Path]]:
-    """Read the headers: size and mode of each image as it will be seen.
+def _first_target(files: Sequence[Path], reading: Reading) -> Target:
+    """The target as the first image that opens has it.
 
     Returns:
-        The forms of the readable images, with their files.
+        The target.
 
     Raises:
-        HopmemError: a file is no image, and such files are not to be skipped (or none is left).
+        HopmemError: a file is no image, and such files are not to be skipped, or none is left.
     """
-    forms: list[tuple[ImageForm, Path]] = []
-    error: HopmemError | None = None
-    for file, name in zip(files, names, strict=True):
+    first: HopmemError | None = None
+    for file in files:
         try:
             with _opened(file) as image:
-                size = _upright_size(file, image)
-                forms.append((ImageForm(name, (size[0], size[1]), image.mode), file))
-        except (UnreadableError, MissingInputError) as problem:
-            error = problem
-            skipped.append(Skipped(name, str(problem)))
+                width, height = _upright_size(file, image)
+                return _target([ImageForm(file.name, (width, height), image.mode)], reading)
+        except (UnreadableError, MissingInputError) as error:
+            first = first or error
             if reading.on_bad == "error":
                 break
-    if error is not None and (reading.on_bad == "error" or not forms):
-        raise error
-    return forms
+    assert first is not None  # there is at least one file
+    raise first
+
+
+def _decoded(
+    files: Sequence[Path], names: Sequence[str], target: Target, reading: Reading
+) -> tuple[list[ImageForm | HopmemError], Pixels, dict[int, Pixels]]:
+    """Decode all images, large ones by all threads.
+
+    Returns:
+        The form of each image, or why it can't be used; its pixels where the target holds them; and of those with
+        transparent pixels, which are not [H, W].
+
+    Raises:
+        HopmemError: the first image that can't be used, where such are not to be skipped.
+    """
+    rows, masks = np.empty((len(files), *target.shape), target.dtype), dict[int, Pixels]()
+
+    def decode(place: int) -> ImageForm | HopmemError:
+        try:
+            form, pixels, opaque = _decode(files[place], names[place], target, reading, files[0])
+        except (UnreadableError, MissingInputError, InvalidDataError) as error:
+            if reading.on_bad == "error":
+                raise
+            return error
+        if pixels is not None:
+            rows[place] = pixels
+        if opaque is not None and not opaque.all():
+            masks[place] = opaque
+        return form
+
+    if target.size[0] * target.size[1] < WORTH_A_THREAD:
+        return list(map(decode, range(len(files)))), rows, masks
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(decode, range(len(files)))), rows, masks
 
 
 def _upright_size(file: Path, image: Image.Image) -> tuple[int, int]:
@@ -190,42 +218,23 @@ def _upright_size(file: Path, image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if turned else image.size
 
 
-def _target(forms: list[tuple[ImageForm, Path]], reading: Reading) -> Target:
+def _target(forms: Sequence[ImageForm], reading: Reading, least: Target | None = None) -> Target:
     """The form that holds all images: colour if one is in colour, 16 bits if one has them.
+
+    Args:
+        forms: of images of one size.
+        reading: the size and the mode that are asked for.
+        least: the target where there are no images.
 
     Returns:
         The target.
     """
-    modes = {form.mode for form, _ in forms}
+    if least is not None and not forms:
+        return least
+    modes = {form.mode for form in forms}
     mode = reading.mode or ("L" if modes <= GREY else "RGB")
     deep = "float32" if "F" in modes else "uint16" if modes & DEEP else "uint8"
-    return Target(reading.size or forms[0][0].size, mode, np.dtype(deep))
-
-
-def _fitting(
-    forms: list[tuple[ImageForm, Path]], target: Target, reading: Reading, skipped: list[Skipped]
-) -> list[tuple[ImageForm, Path]]:
-    """The images that have the target's size, or can be brought to it.
-
-    Returns:
-        Those images.
-
-    Raises:
-        InvalidDataError: two sizes, with no `--size` and nothing to be skipped.
-    """
-    if reading.size:
-        return forms
-    first, fitting = forms[0], []
-    for form, file in forms:
-        if form.size == target.size:
-            fitting.append((form, file))
-            continue
-        expected = f"{target.size[0]}x{target.size[1]} like {first[1]} (or --size WxH)"
-        error = InvalidDataError(file, expected, f"{form.size[0]}x{form.size[1]}")
-        if reading.on_bad == "error":
-            raise error
-        skipped.append(Skipped(form.name, str(error)))
-    return fitting
+    return Target(reading.size or forms[0].size, mode, np.dtype(deep))
 
 
 def _opened(file: Path) -> Image.Image:
@@ -250,28 +259,38 @@ def _reason(error: Exception) -> str:
     return "something else" if isinstance(error, UnidentifiedImageError) else str(error)
 
 
-def _decode(file: Path, target: Target) -> tuple[Pixels, Pixels]:
+def _decode(
+    file: Path, name: str, target: Target, reading: Reading, first: Path
+) -> tuple[ImageForm, Pixels | None, Pixels | None]:
     """Decode one image into the target's form.
 
     Returns:
-        Its pixels, and which of them are not fully transparent [H, W].
+        Its form; its pixels, or None where the target is too narrow for them; and which of them are not fully
+        transparent [H, W], or None where all are seen.
 
     Raises:
+        InvalidDataError: of another size than the first, with no `--size`.
         UnreadableError: cut short, or damaged.
     """
     try:
         with _opened(file) as opened:
-            image = ImageOps.exif_transpose(opened)
+            mode, image = opened.mode, ImageOps.exif_transpose(opened)
+            form = ImageForm(name, image.size, mode)
+            if not reading.size and form.size != target.size:
+                expected = f"{target.size[0]}x{target.size[1]} like {first} (or --size WxH)"
+                raise InvalidDataError(file, expected, f"{form.size[0]}x{form.size[1]}")
+            if not target.holds(form):
+                return form, None, None
             alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
             image = _in_mode(image, target)
             pixels = _pixels(_resized(image, target.size), target, deep=image.mode in DEEP)
             if alpha is None:
-                return pixels, np.ones(pixels.shape[:2], bool)
+                return form, pixels, None
             if alpha.size == target.size:
-                return pixels, np.asarray(alpha) > 0
+                return form, pixels, np.asarray(alpha) > 0
             # A pixel is known where all that the filter took it from was seen.
             seen = alpha.point(lambda value: 255 if value else 0).resize(target.size, Image.Resampling.LANCZOS)
-            return pixels, np.asarray(seen) >= 254
+            return form, pixels, np.asarray(seen) >= 254
     except UNREADABLE as error:
         raise UnreadableError(file, "a whole image", _reason(error)) from error
 
@@ -314,6 +333,17 @@ def _pixels(image: Image.Image, target: Target, *, deep: bool) -> Pixels:
     return np.repeat(array[:, :, None], 3, 2) if array.ndim == 2 and target.mode == "RGB" else array
 
 
-def _transparency_note(opaque: Pixels) -> tuple[str, ...]:
-    count = int((~opaque.all(axis=(1, 2))).sum())
-    return (f"{count} of {len(opaque)} images have transparent pixels; the colours beneath them were stored",)
+def _known(masks: dict[int, Pixels], shape: tuple[int, ...]) -> Tensor:
+    """Which entries are known.
+
+    Returns:
+        bool [N, d].
+    """
+    known = np.ones(shape, bool)
+    for place, opaque in masks.items():
+        known[place] = opaque.reshape(*opaque.shape, *(1,) * (len(shape) - 3))
+    return torch.from_numpy(known.reshape(len(known), -1))
+
+
+def _transparency_note(count: int, total: int) -> tuple[str, ...]:
+    return (f"{count} of {total} images have transparent pixels; the colours beneath them were stored",)
