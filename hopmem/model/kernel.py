@@ -309,7 +309,7 @@ class Features:
         """
         if self.stored is not None:
             return self.stored[rows], None
-        return (self.patterns.stored[rows], self._inverse_lengths[rows]) if self._plain else (self[rows], None)
+        return (self.patterns.stored[rows], self._inverse_lengths[rows]) if self.plain else (self[rows], None)
 
     @cached_property
     def _inverse_lengths(self) -> Tensor:
@@ -317,8 +317,21 @@ class Features:
         lengths = self.patterns.lengths
         return torch.where(lengths > 0, self.patterns.scale / lengths, 0)
 
+    def part(self, rows: slice, columns: slice) -> Tensor:
+        """Some entries of the unit features of some memories, where these are `plain`.
+
+        Args:
+            rows: m memories.
+            columns: k entries.
+
+        Returns:
+            float32 [m, k] on the device.
+        """
+        U = self.patterns.stored[rows, columns].to(self.device, torch.float32)
+        return U * self._inverse_lengths[rows, None]
+
     @cached_property
-    def _plain(self) -> bool:
+    def plain(self) -> bool:
         """Whether features are the patterns divided by lengths whose squares float32 holds."""
         if not self.phi.is_identity or self.patterns.columns is not None:
             return False

@@ -3,17 +3,20 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import Rows, blocks
+from hopmem.model.kernel import Features, Rows, blocks
 
 Progress = Callable[[int, int], None]  # called with (done, total)
 LossProgress = Callable[[int, int, float, float], None]  # called with (done, total, loss, Δ_min of what was looked at)
 Halt = Callable[[], bool]  # asked between two steps of long work whether to stop there
 State = dict[str, Tensor]  # what interrupted work goes on from: tensors by name, numbers as float64 tensors [] or [n]
+
+TALL = 1024  # rows of a block of the Gram matrix, where they fit
 
 
 def never() -> bool:
@@ -203,15 +206,43 @@ def gram_blocks(Z: UnitRows, size: int, progress: Progress | None) -> Iterator[t
         Both ranges of rows and the block [m, n], free to be changed.
     """
     M, done = len(Z), 0
-    for first in blocks(M, size):
+    wide = size < min(M, TALL) and isinstance(Z, Features) and Z.plain
+    for first, second, C in _by_columns(Z, size) if wide and isinstance(Z, Features) else _by_rows(Z, size):
+        pairs = C.numel() * (1 if second == first else 2)
+        yield first, second, C
+        done += pairs
+        if progress:
+            progress(done, M * M)
+
+
+def _by_rows(Z: UnitRows, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Blocks from whole rows.
+
+    Yields:
+        Both ranges of rows and the block.
+    """
+    for first in blocks(len(Z), size):
         left = Z[first]
-        for second in blocks(M, size):
+        for second in blocks(len(Z), size):
             if second.start >= first.start:
-                right = left if second == first else Z[second]
-                yield first, second, left @ right.T
-                done += len(left) * len(right) * (1 if second == first else 2)
-                if progress:
-                    progress(done, M * M)
+                yield first, second, left @ (left if second == first else Z[second]).T
+
+
+def _by_columns(Z: Features, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Blocks of more rows, in part: where few whole rows fit the budget, each would be read many times.
+
+    Yields:
+        Both ranges of rows and the block.
+    """
+    tall = min(TALL, max(size, math.isqrt(size * Z.dimension)))
+    for first, second in product(blocks(len(Z), tall), repeat=2):
+        if second.start < first.start:
+            continue
+        C = torch.zeros(first.stop - first.start, second.stop - second.start, device=Z.device)
+        for columns in blocks(Z.dimension, max(1, size * Z.dimension // tall)):
+            left = Z.part(first, columns)
+            C.addmm_(left, (left if first == second else Z.part(second, columns)).T)
+        yield first, second, C
 
 
 def _log_kernel_sum(cosines: Tensor, t: float) -> float:

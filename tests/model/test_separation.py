@@ -168,3 +168,25 @@ def test_progress_rises_to_all_pairs(block):
     separation(units(30, 5), block=block, progress=lambda done, total: told.append((done, total)))
     assert told == sorted(told)
     assert told[-1] == (900, 900)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 40])
+@pytest.mark.parametrize("kind", ["float", "bytes", "zero", "loud"])
+def test_wide_patterns_are_measured_in_parts_as_they_are_whole(rows, kind):
+    Xi = {
+        "float": randn(rows, 5000),
+        "bytes": (randn(rows, 5000).sigmoid() * 255).byte(),
+        "zero": randn(rows, 5000) * (torch.arange(rows) > 0)[:, None],
+        "loud": randn(rows, 5000) * 1e18,
+    }[kind]
+    memory = Features(Patterns(Xi, 1 / 255 if kind == "bytes" else 1.0))
+    parts, whole = separation(memory, closest=3, block=3, t=2.0), separation(unit(Xi.float()), closest=3, t=2.0)
+    assert_close(parts.delta, whole.delta, atol=1e-6, rtol=0)
+    assert_close(parts.cosines, whole.cosines, atol=1e-6, rtol=0)
+    assert_close(
+        torch.tensor([parts.mean_cosine, parts.loss]),
+        torch.tensor([whole.mean_cosine, whole.loss]),
+        atol=1e-5,
+        rtol=1e-5,
+        equal_nan=True,
+    )
