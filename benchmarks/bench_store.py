@@ -29,7 +29,7 @@ def decode(folder: Path) -> None:
 
 def measure(*, quick: bool = False) -> Iterator[Ratio]:
     """All cases, one by one."""
-    runs, share = (1, 10) if quick else (3, 1)
+    runs, share = (1, 10) if quick else (2, 1)
     for count, side, suffix, bar in ((10_000, 32, ".png", 1.0), (1000, 512, ".jpg", 0.6)):
         with tempfile.TemporaryDirectory() as place:
             folder, bank = Path(place, "images"), Path(place, "bank.safetensors")

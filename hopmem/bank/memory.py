@@ -15,7 +15,7 @@ from hopmem.bank import file
 from hopmem.bank.rows import as_rows
 from hopmem.bank.tuning import SAME, Tuning, tune
 from hopmem.errors import BankError, InvalidDataError
-from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks
+from hopmem.model.kernel import FeatureMap, Features, Patterns
 from hopmem.model.separation import Progress, nearest_delta
 
 Layout = Literal["HW", "HWC", "CHW"]  # which axes of a pattern are an image's
@@ -200,7 +200,7 @@ class MemoryBank:
     def duplicates(self) -> list[list[int]]:
         """Groups of patterns that are equal in every entry, by their rows."""
         groups: dict[bytes, list[int]] = {}
-        for rows in blocks(len(self), 4096):
+        for rows in self.rows().in_blocks():
             block = self.patterns[rows].contiguous()
             block = block + 0 if block.is_floating_point() else block  # −0 and 0 are one number in two ways
             for row, raw in enumerate(block.view(torch.uint8).numpy(), rows.start):

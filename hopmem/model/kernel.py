@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 Rows = slice | Tensor  # a range of rows, or an int64 tensor of row numbers
+AT_ONCE = 1 << 22  # entries of a block of patterns
 LONG = 1e15  # a length up to which products in float32 are safe from its bounds, as from its inverse on
 
 
@@ -197,6 +198,14 @@ class Patterns:
         """The number of entries of a row."""
         return self.stored.shape[1] if self.columns is None else len(self.columns)
 
+    def in_blocks(self) -> Iterator[slice]:
+        """Cut the rows into blocks that are small whatever the patterns are.
+
+        Returns:
+            Slices.
+        """
+        return blocks(len(self), max(1, min(4096, AT_ONCE // self.dimension)))
+
     def mean(self) -> Tensor:
         """The mean pattern.
 
@@ -204,7 +213,7 @@ class Patterns:
             float64 [d] on the device.
         """
         total = torch.zeros(self.dimension, dtype=torch.float64, device=self.device)
-        for rows in blocks(len(self), 4096):
+        for rows in self.in_blocks():
             total += self[rows].sum(0, dtype=torch.float64)
         return total / len(self)
 
@@ -212,7 +221,7 @@ class Patterns:
     def lengths(self) -> Tensor:
         """‖ξ_μ‖ [M] float32 on the device."""
         lengths = torch.empty(len(self), device=self.device)
-        for rows in blocks(len(self), 4096):
+        for rows in self.in_blocks():
             U = self[rows]
             found = torch.linalg.vector_norm(U, dim=1)
             if not bool(((found > 1 / LONG) & (found < LONG)).all()):  # squares may have left float32
@@ -365,7 +374,7 @@ class Features:
         if self.stored is not None or len(self) * self.dimension * 4 > budget:
             return self
         Z = torch.empty(len(self), self.dimension, device=self.device)
-        for rows in blocks(len(self), 4096):
+        for rows in self.patterns.in_blocks():
             Z[rows] = self[rows]
         return replace(self, stored=Z)
 

@@ -12,7 +12,7 @@ from hopmem.atomic import refuse_overwrite
 from hopmem.bank import SAME, VALIDATED, MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
-from hopmem.model.kernel import blocks
+from hopmem.model.kernel import AT_ONCE, blocks
 from hopmem.model.separation import nearest_delta
 from hopmem.patterns import Loaded, Reading, load
 from hopmem.pipeline.inspect import remember
@@ -111,7 +111,7 @@ def _cast(loaded: Loaded, dtype: str | None) -> Loaded:
         return loaded
     to_pixels = dtype == "uint8"
     stored = torch.empty(loaded.stored.shape, dtype=DTYPES[dtype])
-    for rows in blocks(len(stored), 4096):
+    for rows in blocks(len(stored), max(1, min(4096, AT_ONCE // stored.shape[1]))):
         values = loaded.stored[rows].double() * loaded.scale
         low, high = float(values.min()), float(values.max())
         if to_pixels and not 0 <= low <= high <= 1:
@@ -203,7 +203,7 @@ def _name_warnings(bank: MemoryBank) -> list[str]:
 
 
 def _zero_warnings(bank: MemoryBank) -> list[str]:
-    count = sum(int((bank.rows()[rows] == 0).all(1).sum()) for rows in blocks(len(bank), 4096))
+    count = int((bank.memory().patterns.lengths == 0).sum())
     fact = "zero everywhere (to float32), and a raw bank can't tell them: it compares directions"
     return [f"{count} of {len(bank)} patterns are {fact}"] if count else []
 
