@@ -39,7 +39,7 @@ class Course:
     @property
     def thirds(self) -> list[float]:
         """The median of each third, so that a step that looks over all pairs is no step by itself."""
-        return [statistics.median(self.steps[start::3]) for start in range(3)]
+        return [statistics.median(self.steps[start::3] or self.steps) for start in range(3)]
 
 
 def one(objective: str, M: int, d: int, steps: int) -> None:
