@@ -80,11 +80,11 @@ def load_images(files: Sequence[Path], names: Sequence[str], kind: str, reading:
     Raises:
         HopmemError: an unusable image, and images are not to be skipped (or none is left).
     """
-    target = _first_target(files, reading)
-    found, rows, masks = _decoded(files, names, target, reading)
+    target, first = _first_target(files, reading)
+    found, rows, masks = _decoded(files, names, target, reading, first)
     if (common := _target([each for each in found if isinstance(each, ImageForm)], reading, target)) != target:
         target = common
-        found, rows, masks = _decoded(files, names, target, reading)
+        found, rows, masks = _decoded(files, names, target, reading, first)
     forms = tuple(
         each if isinstance(each, ImageForm) else ImageForm(name, target.size, target.mode)
         for each, name in zip(found, names, strict=True)
@@ -104,8 +104,8 @@ def load_images(files: Sequence[Path], names: Sequence[str], kind: str, reading:
         return loaded
     good = [place for place, each in enumerate(found) if isinstance(each, ImageForm)]
     if not good:
-        (first, *_) = (each for each in found if isinstance(each, HopmemError))
-        raise first
+        (why, *_) = (each for each in found if isinstance(each, HopmemError))
+        raise why
     return loaded.take(torch.tensor(good, dtype=torch.int64), bad)
 
 
@@ -145,11 +145,11 @@ def _refuse(error: OSError) -> None:
     raise UnreadableError(error.filename, "a folder that can be listed", error.strerror) from error
 
 
-def _first_target(files: Sequence[Path], reading: Reading) -> Target:
+def _first_target(files: Sequence[Path], reading: Reading) -> tuple[Target, Path]:
     """The target as the first image that opens has it.
 
     Returns:
-        The target.
+        The target, and that image.
 
     Raises:
         HopmemError: a file is no image, and such files are not to be skipped, or none is left.
@@ -159,7 +159,7 @@ def _first_target(files: Sequence[Path], reading: Reading) -> Target:
         try:
             with _opened(file) as image:
                 width, height = _upright_size(file, image)
-                return _target([ImageForm(file.name, (width, height), image.mode)], reading)
+                return _target([ImageForm(file.name, (width, height), image.mode)], reading), file
         except (UnreadableError, MissingInputError) as error:
             first = first or error
             if reading.on_bad == "error":
@@ -169,7 +169,7 @@ def _first_target(files: Sequence[Path], reading: Reading) -> Target:
 
 
 def _decoded(
-    files: Sequence[Path], names: Sequence[str], target: Target, reading: Reading
+    files: Sequence[Path], names: Sequence[str], target: Target, reading: Reading, first: Path
 ) -> tuple[list[ImageForm | HopmemError], Pixels, dict[int, Pixels]]:
     """Decode all images, large ones by all threads.
 
@@ -184,7 +184,7 @@ def _decoded(
 
     def decode(place: int) -> ImageForm | HopmemError:
         try:
-            form, pixels, opaque = _decode(files[place], names[place], target, reading, files[0])
+            form, pixels, opaque = _decode(files[place], names[place], target, reading, first)
         except (UnreadableError, MissingInputError, InvalidDataError) as error:
             if reading.on_bad == "error":
                 raise
