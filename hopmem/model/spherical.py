@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hopmem.model.codes.search import Stage, best_code
 from hopmem.model.descent import descend, near_mean
-from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks
+from hopmem.model.kernel import FeatureMap, Features, Patterns
 from hopmem.model.separation import Halt, LossProgress, State, never, separation
 from hopmem.model.uhop import Learned, Training
 from hopmem.model.whitening import Whitened, whiten
@@ -71,7 +71,7 @@ def _coded(
         What was learned, and whether float32 holds the map.
     """
     rank = len(whitened.eigenvalues)
-    start = None if state is None else Stage(state["points"], int(state["number"]))
+    start = None if state is None else Stage(state["points"], int(state["number"]), int(state["idle"]))
     code = best_code(
         len(patterns),
         min(training.feature_dim or rank, rank),
@@ -92,6 +92,7 @@ def _coded(
     left = {
         "points": code.stage.points,
         "number": torch.tensor(float(code.stage.number), dtype=torch.float64),
+        "idle": torch.tensor(float(code.stage.idle), dtype=torch.float64),
         "code_curve": torch.tensor(curve, dtype=torch.float64),
     }
     reached = min(cosines) <= found + REACHED
@@ -110,7 +111,7 @@ def carried(patterns: Patterns, whitened: Whitened, Z: Tensor) -> FeatureMap:
         Φ, to what float32 holds.
     """
     M, W0 = len(patterns), whitened.map(0.0).double()
-    F = torch.cat([(patterns[rows].double() - whitened.mean) @ W0.T for rows in blocks(M, 4096)])  # [M, r]
+    F = torch.cat([(patterns[rows].double() - whitened.mean) @ W0.T for rows in patterns.in_blocks()])  # [M, r]
     A, offset = Z.new_zeros(Z.shape[1], len(W0)), Z.mean(0)  # the mean of centred memories goes to that of Z
     for _ in range(REFINEMENTS):
         rest = Z - F @ A.T - offset

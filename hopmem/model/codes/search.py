@@ -4,10 +4,11 @@ Where M memories are independent, a feature map reaches any arrangement of their
 U-Hop+'s objective (arXiv 2410.23126) is the search for a spherical code. Where theory knows the best one it is
 written down. Elsewhere L_τ, the smooth maximum of the cosines, is minimised from many starts while τ falls, in three
 parts: an anneal of all starts, of which the better half goes on now and then; rounds, in which new starts and changed
-copies of the best are annealed in turn and the best of all stay; and a fine anneal of the last few.
+copies of the best are annealed in turn and the best of all stay, until several in turn brought no better one; and a
+fine anneal of the last few.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +19,9 @@ from hopmem.model.codes.smoothmax import largest_cosine
 from hopmem.model.codes.symmetry import symmetric
 from hopmem.model.separation import LossProgress
 
+PATIENCE = 4  # rounds in turn without a better arrangement after which there are no more
+BETTER = 1e-6  # by at least this share of 1 − the largest cosine
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -25,6 +29,7 @@ class Stage:
 
     points: Tensor  # [R, M, D] float64
     number: int  # stages done
+    idle: int = 0  # rounds in turn that brought no better arrangement
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,11 @@ def best_code(
     stage = Stage(stage.points.to(device), stage.number)
     curve: list[float] = []
     for plan in plans[stage.number :]:
-        Z = _carry_out(plan, stage, seed, budget, halt)
-        if Z is None:
+        following = _carry_out(plan, stage, seed, budget, halt)
+        if following is None:
             break
-        stage = Stage(Z, stage.number + 1)
-        curve.append(float(largest_cosine(Z, budget).min()))
+        stage = following
+        curve.append(float(largest_cosine(stage.points, budget).min()))
         if progress:
             progress(stage.number, len(plans), curve[-1], 1 - curve[-1])
     best = int(largest_cosine(stage.points, budget).argmin())
@@ -112,22 +117,26 @@ def _starts(M: int, D: int, R: int, generator: torch.Generator) -> Tensor:
     return torch.stack([kinds[number % len(kinds)](M, D, generator) for number in range(R)])
 
 
-def _carry_out(plan: Plan, stage: Stage, seed: int, budget: int, halt: Halt) -> Tensor | None:
+def _carry_out(plan: Plan, stage: Stage, seed: int, budget: int, halt: Halt) -> Stage | None:
     """One stage.
 
     Returns:
-        The arrangements that go on, or None where `halt` said stop.
+        What the next begins with, or None where `halt` said stop.
     """
-    old, tau = stage.points, plan.path[-1].tau
+    old, tau, number = stage.points, plan.path[-1].tau, stage.number + 1
     if plan.copies == 0:
         lower = descend(old, plan.path[0], budget, halt)
-        return None if lower is None else best_of(lower, tau, plan.keep, budget)
-    if len(old) == 1 and not plan.doubtful:
-        return old
+        return None if lower is None else replace(stage, points=best_of(lower, tau, plan.keep, budget), number=number)
+    if (len(old) == 1 and not plan.doubtful) or stage.idle >= PATIENCE:
+        return replace(stage, number=number)
     generator = torch.Generator().manual_seed((seed * 1_000_003 + stage.number) % 2**63)
     newcomers = _newcomers(old, plan, generator, budget, halt)
     lower = None if newcomers is None else anneal(newcomers, plan.path, budget, halt)
-    return None if lower is None else best_of(torch.cat([old, lower]), tau, plan.keep, budget)
+    if lower is None:
+        return None
+    before, after = (float(largest_cosine(Z, budget).min()) for Z in (old, lower))
+    idle = 0 if before - after > BETTER * (1 - before) else stage.idle + 1
+    return Stage(best_of(torch.cat([old, lower]), tau, plan.keep, budget), number, idle)
 
 
 def _newcomers(old: Tensor, plan: Plan, generator: torch.Generator, budget: int, halt: Halt) -> Tensor | None:
