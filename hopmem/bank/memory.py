@@ -15,11 +15,13 @@ from hopmem.bank import file
 from hopmem.bank.rows import as_rows
 from hopmem.bank.tuning import SAME, Tuning, tune
 from hopmem.errors import BankError, InvalidDataError
-from hopmem.model.kernel import FeatureMap, Features, Patterns
-from hopmem.model.separation import Progress, nearest_delta
+from hopmem.model.gram import Progress
+from hopmem.model.kernel import FeatureMap, Features, Patterns, small_blocks
+from hopmem.model.separation import nearest_delta
 
 Layout = Literal["HW", "HWC", "CHW"]  # which axes of a pattern are an image's
 CPU = torch.device("cpu")
+SKETCH = 64  # entries by which most patterns differ already
 MEASURED = 20_000  # memories up to which β auto looks at every pair; beyond, at as many pairs with a sample
 
 
@@ -189,7 +191,20 @@ class MemoryBank:
             # Every pattern has a copy: what sets the different ones apart is measured between them.
             once = replace(self.rows(device), stored=self.patterns[distinct])
             delta = nearest_delta(Features(once, self._phi.to(device)), None, block)
-        return replace(self, tuning=tune(delta, len(self), sampled=sample is not None))
+        return self.noting(tuning=tune(delta, len(self), sampled=sample is not None))
+
+    def noting(self, **facts: Any) -> "MemoryBank":
+        """The same patterns and the same map with other facts beside them; what was worked out for them stays.
+
+        Args:
+            facts: fields that neither a pattern nor a feature depends on.
+
+        Returns:
+            The bank.
+        """
+        noted, worked_out = replace(self, **facts), ("_memories", "duplicates")
+        noted.__dict__.update({name: self.__dict__[name] for name in worked_out if name in self.__dict__})
+        return noted
 
     @cached_property
     def _phi(self) -> FeatureMap:
@@ -199,13 +214,10 @@ class MemoryBank:
     @cached_property
     def duplicates(self) -> list[list[int]]:
         """Groups of patterns that are equal in every entry, by their rows."""
-        groups: dict[bytes, list[int]] = {}
-        for rows in self.rows().in_blocks():
-            block = self.patterns[rows].contiguous()
-            block = block + 0 if block.is_floating_point() else block  # −0 and 0 are one number in two ways
-            for row, raw in enumerate(block.view(torch.uint8).numpy(), rows.start):
-                groups.setdefault(hashlib.blake2b(raw, digest_size=16).digest(), []).append(row)
-        return [group for group in groups.values() if len(group) > 1]
+        some = torch.linspace(0, self.dimension - 1, min(self.dimension, SKETCH), dtype=torch.float64).long()
+        alike = _same_bytes(self.patterns[:, some], range(len(self)))  # few are left that must be read whole
+        groups = [same for group in alike for same in _same_bytes(self.patterns, group)]
+        return sorted(groups)
 
     @property
     def distinct(self) -> Tensor:
@@ -282,6 +294,21 @@ class MemoryBank:
             return None
         channels = 1 if len(self.shape) == 2 else self.shape[-1 if self.layout == "HWC" else 0]
         return {1: "L", 3: "RGB"}.get(channels)
+
+
+def _same_bytes(X: Tensor, rows: Sequence[int]) -> list[list[int]]:
+    """Groups of equal rows among some of them, by a digest of their bytes.
+
+    Returns:
+        The groups of two and more.
+    """
+    groups: dict[bytes, list[int]] = {}
+    for part in small_blocks(len(rows), X.shape[1]):
+        block = X[list(rows[part])].contiguous()
+        block = block + 0 if block.is_floating_point() else block  # −0 and 0 are one number in two ways
+        for row, raw in zip(rows[part], block.view(torch.uint8).numpy(), strict=True):
+            groups.setdefault(hashlib.blake2b(raw, digest_size=16).digest(), []).append(row)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _encodable(name: str) -> str:

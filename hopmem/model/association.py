@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import conjugate, entmax, stretch
+from hopmem.model.entmax import conjugate, entmax, stretch, tsallis_exp
 from hopmem.model.kernel import Features, blocks
-from hopmem.model.passes import Deformed, Scores, about, fused, mixture, peaks, root
+from hopmem.model.passes import Exponents, Scores, about, fused, mixture, root
 from hopmem.model.scan import RowBlocks, combine, memory_rows, query_blocks, top_scores
 from hopmem.model.sieve import FEW, Sieve, coarse_types, group_size, reach, sieve
 
@@ -28,6 +28,8 @@ TABLE_BYTES = 64  # for each memory that a state sees: its number, its scores an
 SHARP = 256.0  # β beyond which memories enter in float64: β times what float32 rounds off is an error of p
 MOST_READINGS = 8  # blocks of states that are each held with all their weights: as many passes are cheaper beyond
 CROWD = 100  # groups beside the k best: as many as can hold visible weights, or as rounding may put in another order
+KEPT_BYTES, FEWEST_KEPT = 8, 8  # for each score that is kept, with the blocks around it; and states worth keeping them
+BLUR = 1e-3  # of the width of the support: as much may rounding move a score there at most, and far less on average
 HELD_BYTES = 80  # for each weight of a state that is held, with the temporaries of entmax
 STEEP = 1e4  # and the spread of lengths from which a small weight may be most of what is mixed
 
@@ -55,6 +57,11 @@ class Weighing:
     top: int  # largest weights to name, at least
     budget: int  # bytes of working memory
     spread: float = 1.0  # largest over smallest norm of what is mixed: by as much does a lost weight weigh more
+
+    @property
+    def sharp(self) -> bool:
+        """Whether float32 rounds scores off by more than answers bear."""
+        return self.beta > SHARP or self.spread > STEEP
 
 
 def associate(
@@ -87,15 +94,31 @@ def associate(
         left = left[~few]
         if not len(left):
             return
+    for part, association in _broad(Y[left], memory, how, first, width):
+        yield left[part], association
+
+
+def _broad(
+    Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int
+) -> Iterator[tuple[slice, Association]]:
+    """Weigh all memories, of which too many matter to look into them one by one.
+
+    Yields:
+        Some of the states and their association.
+    """
+    b, M = len(Y), len(memory)
     if how.alpha == 1:
-        yield left, _streamed(Y[left], memory, how, first, width)
+        yield slice(0, b), _streamed(Y, memory, how, first, width)
         return
-    parts = list(query_blocks(len(left), M, how.alpha, how.budget))
-    if len(parts) > MOST_READINGS or how.budget < HELD_BYTES * M:
-        yield left, _summed(Y[left], memory, how, first, width)
+    parts = list(query_blocks(b, M, how.alpha, how.budget))
+    if len(parts) <= MOST_READINGS and how.budget >= HELD_BYTES * M:
+        for part in parts:
+            yield part, _dense(Y[part], memory, how)
         return
-    for part in parts:
-        yield left[part], _dense(Y[left[part]], memory, how)
+    fit = how.budget // (KEPT_BYTES * M)
+    keep = not how.sharp and fit >= FEWEST_KEPT
+    for part in blocks(b, fit if keep else b):
+        yield part, _summed(Y[part], memory, how, first, width, keep=keep)
 
 
 def _seen(coarse: Sieve, t: float, k: int, how: Weighing) -> tuple[Tensor, Tensor, Tensor]:
@@ -165,7 +188,7 @@ def rescored(
         keep = torch.cat(kept)
         state, rows = state[:, None].expand_as(rows)[keep], rows[keep]
     rows, exact = rows.flatten(), []
-    sharp = how.alpha > 1 or how.beta > SHARP or how.spread > STEEP  # the support ends where a digit decides
+    sharp = how.alpha > 1 or how.sharp  # the support ends where a digit decides
     for part in blocks(len(rows), max(1, how.budget // (32 * Y.shape[1]))):
         Z = memory.exact(rows[part]) if sharp else memory[rows[part]]
         exact.append((Z * Y[state[part]]).sum(1))
@@ -230,34 +253,65 @@ def _dense(Y: Tensor, memory: Features, how: Weighing) -> Association:
     return Association(index, P.gather(1, index), (P > 0).sum(1), free, S.amax(1), mix)
 
 
-def _summed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int) -> Association:
-    """α-entmax over all memories, α > 1, by passes.
+def _summed(
+    Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int, *, keep: bool = False
+) -> Association:
+    """α-entmax over all memories, α > 1, by passes: over scores that are kept in float32, or are computed anew.
+
+    Float32 moves a score at random and the threshold, a mean of many, by much less; memories that it may have moved
+    across the threshold are scored in float64. Where the support is so narrow that it tells too little within, the
+    passes are made once more in float64.
 
     Returns:
         The association.
     """
-    rough, scores = (Scores.within(states.T, memory, width, how.budget) for states in (Y.float(), Y))
-    peak, top = peaks(scores)
-    start = about(rough, peak.float(), how.alpha, how.beta, how.budget)
-    start = root(rough, peak.float(), how.alpha, how.beta, start)  # float64, twice as dear, has little left to do
-    c = root(scores, peak, how.alpha, how.beta, start)
-    weights = Deformed(how.alpha, how.beta, peak, stretch(c, how.alpha))
-    sums = mixture(scores, weights, first, width)
+    exponents, top = Exponents.of_all(Scores.within(Y.float().T, memory, width, how.budget), how.beta, keep=keep)
+    c = root(exponents, how.alpha, about(exponents, how.alpha, how.budget))
+    slack = 2 * how.beta * _usual(Y)[:, None].double()
+    if how.sharp or bool(((how.alpha - 1) * stretch(c, how.alpha) * slack > BLUR).any()):
+        exponents, top = Exponents.of_all(Scores.within(Y.T, memory, width, how.budget), how.beta)
+        c, slack = root(exponents, how.alpha, c), torch.zeros_like(c)
+    factor, peak = stretch(c, how.alpha), exponents.peak.double()
+    sums = mixture(exponents, how.alpha, factor, first, width, slack)
     total = sums.total
     # Σ p^α follows from Σ G and Σ G s, since G^{α−1} = 1 + (α−1) s e^{(α−1)c}.
-    power = (total + (how.alpha - 1) * weights.factor[:, 0] * sums.inner) / total**how.alpha
+    power = (total + (how.alpha - 1) * factor[:, 0] * sums.inner) / total**how.alpha
     free = how.beta * peak + sums.inner / total + (1 - power) / (how.alpha * (how.alpha - 1))
     k = min(max(2, how.top), len(memory))
     group = group_size(len(memory))
     floor = Sieve(top, group, _usual(Y)).floor(0.0, k)
     index, S = rescored(Y, memory, group, _best_groups(top, floor, 2 * k + CROWD), floor, how)
-    P = weights.weights(how.beta * (S - peak[:, None])) / total[:, None]
+    P = tsallis_exp(how.beta * (S - peak[:, None]) * factor, how.alpha) / total[:, None]
+    threshold = peak - 1 / (how.beta * (how.alpha - 1) * factor[:, 0])
+    support = sums.support.index_add_(0, sums.edge[0], _above(threshold, sums.edge, Y, memory, how.budget))
 
     def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
-        mixed = sums.mixed[some] if rows_of is first else mixture(scores.of(some), weights.of(some), rows_of, n).mixed
+        mixed = sums.mixed[some]
+        if rows_of is not first:
+            mixed = mixture(exponents.of(some), how.alpha, factor[some], rows_of, n, torch.zeros_like(c[some])).mixed
         return (mixed / total[some, None].float()).double()
 
-    return Association(index, P, sums.support, free, S[:, 0], mix)
+    return Association(index, P, support, free, S[:, 0], mix)
+
+
+def _above(threshold: Tensor, pairs: Tensor, Y: Tensor, memory: Features, budget: int) -> Tensor:
+    """Whether memories score above the threshold of a state, exactly.
+
+    Args:
+        threshold: of each state [b], float64.
+        pairs: states and memories [2, k].
+        Y: states [b, D], float64.
+        memory: unit features.
+        budget: bytes of working memory.
+
+    Returns:
+        One or zero [k] int64.
+    """
+    above = torch.zeros_like(pairs[0])
+    for part in blocks(pairs.shape[1], max(1, budget // (32 * Y.shape[1]))):
+        state, rows = pairs[:, part]
+        above[part] = ((memory.exact(rows) * Y[state]).sum(1) > threshold[state]).to(above)
+    return above
 
 
 def _usual(Y: Tensor) -> Tensor:

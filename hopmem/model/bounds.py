@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from hopmem.model.gram import Progress, UnitRows, gram_blocks
 from hopmem.model.kernel import blocks
-from hopmem.model.separation import Progress, UnitRows, gram_blocks
 
 FEW = 16  # memories that are looked at together, in float64
 NEARLY = 0.9  # of the error: float32 sums above this are looked at again

@@ -128,6 +128,8 @@ def log_peak(sums: Sums, c: Tensor, M: int, tolerance: float = 512 * 2.0**-52, m
 def partial_sums(s: Tensor, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Σ exp_α(u) and its derivative by c, with u = s e^{(α−1)c}.
 
+    With the base x = [1 + (α−1)u]₊ the sum is Σ x^{1/(α−1)}, and its derivative that sum less Σ x^{1/(α−1) − 1}.
+
     Args:
         s: some of the scores, less the largest of all [..., m].
         c: minus the logarithm of the largest weight [..., 1].
@@ -136,10 +138,18 @@ def partial_sums(s: Tensor, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     Returns:
         Both [..., 1].
     """
-    u = s * stretch(c, alpha).to(s)
-    G = tsallis_exp(u, alpha)
-    total = G.sum(-1, keepdim=True)
     if alpha == 1:
+        total = tsallis_exp(s, 1).sum(-1, keepdim=True)
         return total, torch.zeros_like(total)
-    rise = G.mul_(u).div_(u.mul_(alpha - 1).add_(1).clamp_min_(torch.finfo(u.dtype).tiny))  # u G^{2−α}, 0 where G is
-    return total, rise.sum(-1, keepdim=True) * (alpha - 1)
+    u = s * ((alpha - 1) * stretch(c, alpha)).to(s)
+    if alpha == 2:
+        total = u.add_(1).clamp_min_(0).sum(-1, keepdim=True)
+        return total, total - (u > 0).sum(-1, keepdim=True)
+    if alpha == 1.5:
+        below = u.add_(1).clamp_min_(0).sum(-1, keepdim=True)
+        total = u.square_().sum(-1, keepdim=True)
+        return total, total - below
+    logarithm = u.clamp_min_(-1).log1p()  # of the base, which near 1 has lost its digits
+    G = logarithm.div_(alpha - 1).exp_()
+    total = G.sum(-1, keepdim=True)
+    return total, total - G.div_(u.add_(1).clamp_min_(torch.finfo(u.dtype).tiny)).sum(-1, keepdim=True)

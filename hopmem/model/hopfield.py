@@ -8,9 +8,9 @@ from torch import Tensor
 
 from hopmem.model.association import VISIBLE, Association, Weighing, associate
 from hopmem.model.entmax import conjugate, entmax
+from hopmem.model.gram import Progress
 from hopmem.model.kernel import Features, blocks, unit
 from hopmem.model.scan import RowBlocks, combine, known_scores, query_blocks, scores, top_scores
-from hopmem.model.separation import Progress
 from hopmem.model.sieve import states_at_once
 
 

@@ -11,6 +11,7 @@ from torch.nn.functional import linear, pad
 
 Rows = slice | Tensor  # a range of rows, or an int64 tensor of row numbers
 AT_ONCE = 1 << 22  # entries of a block of patterns
+NARROW = 1 << 12  # entries whose squares float32 adds up without losing more than a digit
 LONG = 1e15  # a length up to which products in float32 are safe from its bounds, as from its inverse on
 
 
@@ -58,6 +59,19 @@ def blocks(count: int, size: int) -> Iterator[slice]:
     """
     for start in range(0, count, size):
         yield slice(start, min(start + size, count))
+
+
+def small_blocks(count: int, width: int) -> Iterator[slice]:
+    """Cut rows into blocks that take little memory however wide they are.
+
+    Args:
+        count: rows.
+        width: entries of each.
+
+    Returns:
+        Slices of at most `AT_ONCE` entries, but at least one row, each.
+    """
+    return blocks(count, max(1, min(4096, AT_ONCE // width)))
 
 
 @dataclass(frozen=True)
@@ -204,7 +218,7 @@ class Patterns:
         Returns:
             Slices.
         """
-        return blocks(len(self), max(1, min(4096, AT_ONCE // self.dimension)))
+        return small_blocks(len(self), self.dimension)
 
     def mean(self) -> Tensor:
         """The mean pattern.
@@ -223,7 +237,8 @@ class Patterns:
         lengths = torch.empty(len(self), device=self.device)
         for rows in self.in_blocks():
             U = self[rows]
-            found = torch.linalg.vector_norm(U, dim=1)
+            parts = [torch.linalg.vector_norm(U[:, some], dim=1) for some in blocks(U.shape[1], NARROW)]
+            found = parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
             if not bool(((found > 1 / LONG) & (found < LONG)).all()):  # squares may have left float32
                 found = torch.linalg.vector_norm(U, dim=1, dtype=torch.float64).float()
             lengths[rows] = found
@@ -318,10 +333,10 @@ class Features:
         """
         if self.stored is not None:
             return self.stored[rows], None
-        return (self.patterns.stored[rows], self._inverse_lengths[rows]) if self.plain else (self[rows], None)
+        return (self.patterns.stored[rows], self.inverse_lengths[rows]) if self.plain else (self[rows], None)
 
     @cached_property
-    def _inverse_lengths(self) -> Tensor:
+    def inverse_lengths(self) -> Tensor:
         """1/‖ξ_μ‖ of the patterns in stored units, 0 for a zero pattern [M]."""
         lengths = self.patterns.lengths
         return torch.where(lengths > 0, self.patterns.scale / lengths, 0)
@@ -337,14 +352,14 @@ class Features:
             float32 [m, k] on the device.
         """
         U = self.patterns.stored[rows, columns].to(self.device, torch.float32)
-        return U * self._inverse_lengths[rows, None]
+        return U * self.inverse_lengths[rows, None]
 
     @cached_property
     def plain(self) -> bool:
         """Whether features are the patterns divided by lengths whose squares float32 holds."""
         if not self.phi.is_identity or self.patterns.columns is not None:
             return False
-        inverse = self._inverse_lengths
+        inverse = self.inverse_lengths
         return bool((((inverse > 1 / LONG) & (inverse < LONG)) | (inverse == 0)).all())
 
     def exact(self, rows: Rows) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hopmem.errors import UsageError, one_line
-from hopmem.model.kernel import Patterns, blocks
+from hopmem.model.kernel import Patterns
 
 LARGEST = 1e18  # level, whose square float32 can hold
 REACH = 4.0  # standard deviations after which a blur is cut off
@@ -113,7 +113,7 @@ def canvas_of(patterns: Patterns, shape: tuple[int, ...], layout: str | None) ->
         Salt and pepper at 0 and 1 for images that keep to them, at the extreme values else.
     """
     low, high, total, squares = math.inf, -math.inf, 0.0, 0.0
-    for rows in blocks(len(patterns), 4096):
+    for rows in patterns.in_blocks():
         block = patterns[rows]
         low, high = min(low, float(block.min())), max(high, float(block.max()))
         total += float(block.sum(dtype=torch.float64))

@@ -19,8 +19,9 @@ from hopmem.model.sieve import group_size, maxima
 MILD = 40.0  # β up to which no e^{βs}, |s| ≤ 1, nor a sum of any number of them leaves float32
 LOWEST = -80.0  # exponent of the least weight that is summed: below the normal numbers arithmetic crawls
 SMALLEST = 1e-20  # a β that tells no weights apart, and still the scores
-MOST_ROWS = 2048  # memories of a block: their scores stay near the processor
+MOST_ROWS, MOST_SCORES = 2048, 1 << 18  # of a block: more of either, and it leaves the cache of the processor
 ARRAYS = 6  # of the size of a block of scores, at the most
+MOST_EDGES = 1 << 20  # memories of which it is found out exactly whether they have a weight
 SAMPLE = 4096  # memories that tell about where the threshold lies
 
 
@@ -46,8 +47,9 @@ class Scores:
             The scores.
         """
         group = group_size(len(memory))
+        most = max(MOST_ROWS, MOST_SCORES // T.shape[1])
         bytes_of_row = 16 * max(width, memory.dimension) + ARRAYS * T.element_size() * T.shape[1]
-        return cls(T.contiguous(), memory, max(1, min(MOST_ROWS, budget // bytes_of_row) // group) * group)
+        return cls(T.contiguous(), memory, max(1, min(most, budget // bytes_of_row) // group) * group)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Pass over the memories.
@@ -114,11 +116,12 @@ def fused(scores: Scores, beta: float, rows_of: RowBlocks, width: int) -> tuple[
     return mixed / total[:, None].float(), over_largest, top.div_(beta)
 
 
-def peaks(scores: Scores) -> tuple[Tensor, Tensor]:
+def peaks(scores: Scores, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The largest scores.
 
     Args:
         scores: of b states and M memories.
+        kept: where all scores go [b, M], if they shall be kept.
 
     Returns:
         Of each state [b], and of each group [G, b] in float32.
@@ -129,69 +132,84 @@ def peaks(scores: Scores) -> tuple[Tensor, Tensor]:
     for rows, S in scores:
         maxima(S, group, top[rows.start // group : -(-rows.stop // group)])
         peak = torch.maximum(peak, S.amax(0))
+        if kept is not None:
+            kept[:, rows] = S.T
     return peak, top
 
 
 @dataclass(frozen=True)
-class Deformed:
-    """G_μ = exp_α(β (s_μ − m) e^{(α−1)c}): the α-entmax of scores but for their sum, where the largest, m, has 1."""
+class Exponents:
+    """β (s_μ − m), with m the largest score, of b states and all memories: kept, or computed anew at each pass."""
 
-    alpha: float
+    scores: Scores
+    peak: Tensor  # m [b], in the type to compute in
     beta: float
-    peak: Tensor  # m [b]
-    factor: Tensor  # e^{(α−1)c} [b, 1]
+    kept: Tensor | None = None  # [b, M]
 
-    def exponents(self, S: Tensor) -> Tensor:
-        """β (s − m).
-
-        Args:
-            S: scores [m, b]; overwritten.
-
-        Returns:
-            [b, m].
-        """
-        return _exponents(S, self.peak, self.beta)
-
-    def weights(self, exponents: Tensor) -> Tensor:
-        """G.
+    @classmethod
+    def of_all(cls, scores: Scores, beta: float, *, keep: bool = False) -> tuple["Exponents", Tensor]:
+        """Pass over all scores once.
 
         Args:
-            exponents: β (s − m) [b, m].
+            scores: of b states and M memories.
+            beta: β.
+            keep: whether the exponents shall be kept.
 
         Returns:
-            [b, m].
+            The exponents, and the largest score of each group [G, b].
         """
-        return tsallis_exp(exponents * self.factor, self.alpha)
+        kept = scores.T.new_empty(scores.T.shape[1], len(scores.memory)) if keep else None
+        peak, top = peaks(scores, kept)
+        return cls(scores, peak, beta, None if kept is None else kept.sub_(peak[:, None]).mul_(beta)), top
 
-    def of(self, states: Tensor) -> "Deformed":
-        """The weights of some of the states.
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Pass over the memories.
+
+        Yields:
+            Some memories and their exponents [b, m], which may not be overwritten.
+        """
+        if self.kept is None:
+            for rows, S in self.scores:
+                yield rows, S.sub_(self.peak).mul_(self.beta).T
+        else:
+            for rows in blocks(self.kept.shape[1], self.scores.rows):
+                yield rows, self.kept[:, rows]
+
+    def of(self, states: Tensor) -> "Exponents":
+        """The exponents of some of the states.
 
         Args:
             states: their numbers [c].
 
         Returns:
-            Weights of c states.
+            Exponents of c states.
         """
-        return Deformed(self.alpha, self.beta, self.peak[states], self.factor[states])
+        kept = None if self.kept is None else self.kept[states]
+        return Exponents(self.scores.of(states), self.peak[states], self.beta, kept)
+
+    def sample(self, budget: int) -> Tensor:
+        """The exponents of some memories, evenly spread.
+
+        Args:
+            budget: bytes that the sample may take.
+
+        Returns:
+            float64 [b, m].
+        """
+        T, memory = self.scores.T, self.scores.memory
+        M, few = len(memory), max(16, budget // (8 * (ARRAYS * T.shape[1] + 4 * memory.dimension)))
+        rows = torch.linspace(0, M - 1, min(M, SAMPLE, few), dtype=torch.float64, device=T.device).long()
+        if self.kept is not None:
+            return self.kept[:, rows].double()
+        return ((memory.exact(rows).to(T) @ T - self.peak) * self.beta).T.double()
 
 
-def _exponents(S: Tensor, peak: Tensor, beta: float) -> Tensor:
-    """β (s − m), in place.
-
-    Returns:
-        [b, m].
-    """
-    return S.sub_(peak).mul_(beta).T
-
-
-def root(scores: Scores, peak: Tensor, alpha: float, beta: float, start: Tensor) -> Tensor:
+def root(exponents: Exponents, alpha: float, start: Tensor) -> Tensor:
     """C = −ln of the largest weight, by a few passes (see `entmax.log_peak`).
 
     Args:
-        scores: of b states and M memories, in the type to compute in.
-        peak: the largest of each state [b], in the same type.
+        exponents: of b states and M memories.
         alpha: α > 1.
-        beta: β.
         start: about where c lies [b, 1] float64.
 
     Returns:
@@ -200,33 +218,30 @@ def root(scores: Scores, peak: Tensor, alpha: float, beta: float, start: Tensor)
 
     def sums(c: Tensor) -> tuple[Tensor, Tensor]:
         total, rate = torch.zeros_like(c), torch.zeros_like(c)
-        for _, S in scores:
-            more = partial_sums(_exponents(S, peak, beta), c, alpha)
+        for _, s in exponents:
+            more = partial_sums(s, c, alpha)
             total, rate = total.add_(more[0]), rate.add_(more[1])
         return total, rate
 
-    return log_peak(sums, start, len(scores.memory), 8 * torch.finfo(peak.dtype).eps)
+    M = len(exponents.scores.memory)
+    c = log_peak(sums, start, M, 8 * torch.finfo(exponents.peak.dtype).eps)
+    total, rate = sums(c)  # what rounds off one weight is random, and less in their sum: a last step is worth it
+    return (c - (total.log() - c) / (rate / total - 1)).clamp(0, math.log(M))
 
 
-def about(scores: Scores, peak: Tensor, alpha: float, beta: float, budget: int) -> Tensor:
+def about(exponents: Exponents, alpha: float, budget: int) -> Tensor:
     """About where the root lies, by a sample of the memories.
 
     Args:
-        scores: of b states and M memories.
-        peak: the largest of each state [b].
+        exponents: of b states and M memories.
         alpha: α > 1.
-        beta: β.
-        budget: bytes that the sample may take with its scores.
+        budget: bytes that the sample may take.
 
     Returns:
         c [b, 1] float64.
     """
-    T, memory = scores.T, scores.memory
-    M = len(memory)
-    few = max(16, budget // (8 * (ARRAYS * T.shape[1] + 4 * memory.dimension)))
-    rows = torch.linspace(0, M - 1, min(M, SAMPLE, few), dtype=torch.float64, device=T.device).long()
-    s = _exponents(memory.exact(rows).to(T) @ T, peak, beta).double()  # [b, m]
-    each = M / len(rows)
+    s, M = exponents.sample(budget), len(exponents.scores.memory)
+    each = M / s.shape[1]
 
     def sums(c: Tensor) -> tuple[Tensor, Tensor]:
         total, rate = partial_sums(s, c, alpha)
@@ -237,33 +252,45 @@ def about(scores: Scores, peak: Tensor, alpha: float, beta: float, budget: int) 
 
 @dataclass(frozen=True)
 class Mixture:
-    """What α-entmax, α > 1, sums over all memories, for b states."""
+    """What α-entmax, α > 1, sums over all memories, for b states, with G_μ = exp_α(β (s_μ − m) e^{(α−1)c})."""
 
     mixed: Tensor  # Σ G · rows [b, n] float32
     total: Tensor  # Σ G [b], one over the largest weight
     inner: Tensor  # Σ G β (s − m) [b]
-    support: Tensor  # memories with G > 0 [b] int64
+    support: Tensor  # memories with G > 0 [b] int64, but for those at the edge,
+    edge: Tensor  # [2, k] states and memories of which rounding may decide whether G > 0
 
 
-def mixture(scores: Scores, weights: Deformed, rows_of: RowBlocks, width: int) -> Mixture:
+def mixture(
+    exponents: Exponents, alpha: float, factor: Tensor, rows_of: RowBlocks, width: int, slack: Tensor
+) -> Mixture:
     """Mix rows, and sum up what the conjugate needs, in one pass.
 
     Args:
-        scores: of b states and M memories.
-        weights: of those states.
+        exponents: of b states and M memories.
+        alpha: α > 1.
+        factor: e^{(α−1)c} [b, 1].
         rows_of: M rows to mix.
         width: entries of a row.
+        slack: what rounding may have moved an exponent by [b, 1].
 
     Returns:
         The sums.
     """
-    peak = weights.peak
-    total, inner = (torch.zeros_like(peak, dtype=torch.float64) for _ in range(2))
-    support = torch.zeros_like(peak, dtype=torch.int64)
-    mixed = torch.zeros(len(peak), width, device=peak.device)
-    for rows, S in scores:
-        s = weights.exponents(S)
-        G = weights.weights(s)
-        total, inner, support = total + G.sum(1), inner + (G * s).sum(1), support + (G > 0).sum(1)
+    total, inner = (torch.zeros_like(exponents.peak, dtype=torch.float64) for _ in range(2))
+    support = torch.zeros_like(total, dtype=torch.int64)
+    edge = support.new_empty(2, 0)
+    factor, end = factor.to(exponents.peak), -1 / ((alpha - 1) * factor)  # the exponent from which on G > 0
+    inside, outside = ((end + shift).to(factor) for shift in (slack, -slack))
+    mixed = torch.zeros(len(total), width, device=total.device)
+    for rows, s in exponents:
+        G = tsallis_exp(s * factor, alpha)
+        total, inner = total + G.sum(1), inner + (G * s).sum(1)
+        certain = s > inside
+        support += certain.sum(1)
+        found = (certain.logical_not_() & (s > outside)).nonzero().T
+        edge = torch.cat([edge, found + found.new_tensor([[0], [rows.start]])], 1)
+        if edge.shape[1] > MOST_EDGES:  # ties: no precision tells them apart
+            inside = outside = end.to(factor)
         mixed.addmm_(G.float(), rows_of[rows])
-    return Mixture(mixed, total, inner, support)
+    return Mixture(mixed, total, inner, support, edge)

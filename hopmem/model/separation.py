@@ -1,22 +1,18 @@
 """How far apart the memories lie: Δ, angles, the closest pairs, and the loss that Stage I minimises."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import product
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import Features, Rows, blocks
+from hopmem.model.gram import Progress, UnitRows, gram_blocks
+from hopmem.model.kernel import blocks
 
-Progress = Callable[[int, int], None]  # called with (done, total)
 LossProgress = Callable[[int, int, float, float], None]  # called with (done, total, loss, Δ_min of what was looked at)
 Halt = Callable[[], bool]  # asked between two steps of long work whether to stop there
 State = dict[str, Tensor]  # what interrupted work goes on from: tensors by name, numbers as float64 tensors [] or [n]
-
-TALL = 1024  # rows of a block of the Gram matrix, where they fit
 
 
 def never() -> bool:
@@ -26,16 +22,6 @@ def never() -> bool:
         False.
     """
     return False
-
-
-class UnitRows(Protocol):
-    """Z, or anything that hands out its rows in blocks: a tensor [M, D] is one."""
-
-    def __len__(self) -> int:
-        """The number of memories M."""
-
-    def __getitem__(self, rows: Rows) -> Tensor:
-        """The unit features of some memories [m, D]."""
 
 
 @dataclass(frozen=True)
@@ -197,52 +183,6 @@ def sampled_separation(
     among = separation(Z[sample], t=t, block=block)
     nearest = 1 - delta.min().reshape(1)
     return Separation(delta, mean, among.loss, torch.empty(1, 2, dtype=torch.int64), nearest)
-
-
-def gram_blocks(Z: UnitRows, size: int, progress: Progress | None) -> Iterator[tuple[slice, slice, Tensor]]:
-    """The blocks of Z Zᵀ on and above the diagonal.
-
-    Yields:
-        Both ranges of rows and the block [m, n], free to be changed.
-    """
-    M, done = len(Z), 0
-    wide = size < min(M, TALL) and isinstance(Z, Features) and Z.plain
-    for first, second, C in _by_columns(Z, size) if wide and isinstance(Z, Features) else _by_rows(Z, size):
-        pairs = C.numel() * (1 if second == first else 2)
-        yield first, second, C
-        done += pairs
-        if progress:
-            progress(done, M * M)
-
-
-def _by_rows(Z: UnitRows, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Blocks from whole rows.
-
-    Yields:
-        Both ranges of rows and the block.
-    """
-    for first in blocks(len(Z), size):
-        left = Z[first]
-        for second in blocks(len(Z), size):
-            if second.start >= first.start:
-                yield first, second, left @ (left if second == first else Z[second]).T
-
-
-def _by_columns(Z: Features, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Blocks of more rows, in part: where few whole rows fit the budget, each would be read many times.
-
-    Yields:
-        Both ranges of rows and the block.
-    """
-    tall = min(TALL, max(size, math.isqrt(size * Z.dimension)))
-    for first, second in product(blocks(len(Z), tall), repeat=2):
-        if second.start < first.start:
-            continue
-        C = torch.zeros(first.stop - first.start, second.stop - second.start, device=Z.device)
-        for columns in blocks(Z.dimension, max(1, size * Z.dimension // tall)):
-            left = Z.part(first, columns)
-            C.addmm_(left, (left if first == second else Z.part(second, columns)).T)
-        yield first, second, C
 
 
 def _log_kernel_sum(cosines: Tensor, t: float) -> float:

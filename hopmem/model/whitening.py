@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import Patterns, blocks, unit
+from hopmem.model.kernel import Patterns, unit
 
 RIDGES = (0.0, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # ρ, in units of the largest eigenvalue of C
 RANK_CUT = 1e-12  # an eigenvalue below this share of the largest is a zero that was rounded
@@ -49,7 +49,7 @@ def whiten(patterns: Patterns) -> Whitened:
     mean = patterns.mean()
     if d < M:
         C = torch.zeros(d, d, dtype=torch.float64, device=patterns.device)
-        for rows in blocks(M, 4096):
+        for rows in patterns.in_blocks():
             centred = patterns[rows].double() - mean
             C += centred.T @ centred / M
         eigenvalues, directions = torch.linalg.eigh(C)

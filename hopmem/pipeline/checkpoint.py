@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hopmem.bank import MemoryBank, file
 from hopmem.errors import MissingInputError, UsageError
-from hopmem.model.kernel import blocks
+from hopmem.model.kernel import small_blocks
 from hopmem.model.separation import State
 from hopmem.verbs.optimize import Task
 
@@ -96,8 +96,8 @@ def checkpoint_of(
     digest = hashlib.blake2b(digest_size=16)
     for rows in (memory.patterns, *(pairs or ())):
         digest.update(str(list(rows.shape)).encode())
-        for part in blocks(len(rows), 4096):
-            digest.update(rows[part].contiguous().view(torch.uint8).numpy().tobytes())
+        for part in small_blocks(len(rows), rows[0].numel()):
+            digest.update(rows[part].contiguous().view(torch.uint8).numpy())
     return Checkpoint(bank.with_name(bank.name + SUFFIX), task, seed, digest.hexdigest())
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 STATISTICS = "statistics"  # where the header of a bank keeps them
 CLOSEST, ERROR = 10, 1e-3  # what is kept
-CHEAP = 2e10  # products of entries, over all pairs, up to which every pair is looked at whenever a bank is written
+CHEAP = 2.5e10  # products of entries up to which a bank is measured whenever it is written:
+PASSES = 2000  # of all pairs, and of so many passes over the patterns
 
 
 def inspect(
@@ -65,7 +66,7 @@ def remember(bank: "MemoryBank", machine: Machine) -> dict[str, str]:
     Returns:
         What its header shall keep; nothing of a bank so large that measuring it would take longer than writing it.
     """
-    if len(bank) ** 2 * max(bank.dimension, bank.feature_dimension) > CHEAP:
+    if (len(bank) + PASSES) * len(bank) * max(bank.dimension, bank.feature_dimension) > CHEAP:
         return {}
     return {STATISTICS: _measured(bank, replace(machine, seed=None), CLOSEST, ERROR, None, "auto").text()}
 

@@ -12,7 +12,7 @@ from hopmem.atomic import refuse_overwrite
 from hopmem.bank import SAME, VALIDATED, MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
-from hopmem.model.kernel import AT_ONCE, blocks
+from hopmem.model.kernel import small_blocks
 from hopmem.model.separation import nearest_delta
 from hopmem.patterns import Loaded, Reading, load
 from hopmem.pipeline.inspect import remember
@@ -68,11 +68,11 @@ def store(
         new = _bank_of(_cast(loaded, dtype), paired, reading)
         bank = new if old is None else _appended(old, new, sources[0])
         validated = bank.tuning is not None and bank.tuning.source == VALIDATED
-        bank = bank if validated else replace(bank, tuning=None)  # what noise asks for, new patterns do not change
+        bank = bank if validated else bank.noting(tuning=None)  # what noise asks for, new patterns do not change
         warnings = [*loaded.notes, *_name_warnings(bank), *_zero_warnings(bank)]
         if not dry_run:
             block = pair_block(max(bank.dimension, bank.feature_dimension), machine.budget)
-            bank = replace(bank, seed=bank.seed if machine.seed is None else machine.seed).tuned(
+            bank = bank.noting(seed=bank.seed if machine.seed is None else machine.seed).tuned(
                 device, block, stage(machine.watch, "measuring")
             )
             warnings += [] if old is None else _append_warnings(old.tuned(device, block), bank, device, block)
@@ -111,7 +111,7 @@ def _cast(loaded: Loaded, dtype: str | None) -> Loaded:
         return loaded
     to_pixels = dtype == "uint8"
     stored = torch.empty(loaded.stored.shape, dtype=DTYPES[dtype])
-    for rows in blocks(len(stored), max(1, min(4096, AT_ONCE // stored.shape[1]))):
+    for rows in small_blocks(*stored.shape):
         values = loaded.stored[rows].double() * loaded.scale
         low, high = float(values.min()), float(values.max())
         if to_pixels and not 0 <= low <= high <= 1:

@@ -10,10 +10,10 @@ from torch import Tensor
 from hopmem.bank import MemoryBank, as_rows
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import InvalidDataError, UsageError
+from hopmem.model.gram import Progress
 from hopmem.model.hopfield import Dynamics, Retrieval, complete
 from hopmem.model.hopfield import retrieve as settle
 from hopmem.model.kernel import Features, Patterns
-from hopmem.model.separation import Progress
 from hopmem.verbs.work import Watch, pair_block, stage
 
 RETRIEVING = "retrieving"  # the stage that counts queries

@@ -3,7 +3,8 @@
 from functools import partial
 from typing import Protocol
 
-from hopmem.model.separation import LossProgress, Progress
+from hopmem.model.gram import Progress
+from hopmem.model.separation import LossProgress
 
 
 class Watch(Protocol):

@@ -13,7 +13,7 @@ from hopmem.model.association import Association, Weighing
 from hopmem.model.entmax import conjugate, entmax, stretch
 from hopmem.model.hopfield import Dynamics, retrieve
 from hopmem.model.kernel import Features, Patterns, unit
-from hopmem.model.passes import Deformed, Scores, about, fused, mixture, peaks, root
+from hopmem.model.passes import Exponents, Scores, about, fused, mixture, peaks, root
 from tests.model import randn
 
 M, d, B = 2600, 24, 12  # with GROUPS as below, more than one memory in a group
@@ -65,7 +65,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
     def spied(name: str):
         way = getattr(module, name)
-        return lambda *parts: seen.add(name) or way(*parts)
+        return lambda *parts, **options: seen.add(name) or way(*parts, **options)
 
     for name in WAYS:
         monkeypatch.setattr(module, name, spied(name))
@@ -95,9 +95,11 @@ def test_answers_are_those_of_float64_over_all_memories(monkeypatch, name, alpha
 
 @pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 3.0])
 @pytest.mark.parametrize("beta", [0.2, 3.0, 40.0])
+@pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("name", list(banks()))
-def test_passes_that_hold_no_more_than_a_block_find_the_same_threshold(monkeypatch, ways, name, alpha, beta):
+def test_passes_that_hold_no_weights_find_the_same_threshold(monkeypatch, ways, name, keep, alpha, beta):
     monkeypatch.setattr(module, "MOST_READINGS", 0)
+    monkeypatch.setattr(module, "FEWEST_KEPT", 1 if keep else 10**9)
     Xi = banks()[name]
     X = queries(Xi)
     found, (_, P) = ask(Xi, X, alpha, beta, top=3), literal(Xi, X, alpha, beta)
@@ -183,14 +185,31 @@ def test_the_threshold_does_not_depend_on_the_parts_of_a_pass(rows, alpha):
     T, memory = unit(X.double()).T.contiguous(), Features(Patterns(Xi))
     scores = Scores(T, memory, rows)
     peak, top = peaks(scores)
-    c = root(scores, peak, alpha, BETA, about(scores, peak, alpha, BETA, 1 << 24))
-    weights = Deformed(alpha, BETA, peak, stretch(c, alpha))
-    sums = mixture(scores, weights, memory.patterns, d)
+    (anew, _), (kept, same) = (Exponents.of_all(scores, BETA, keep=keep) for keep in (False, True))
     _, P = literal(Xi, X, alpha, BETA)
     assert torch.allclose(top.amax(0).double(), peak, atol=1e-6)
-    assert torch.allclose(1 / sums.total, P.amax(1), rtol=1e-6)
-    assert torch.equal(sums.support, (P > 0).sum(1))
-    assert torch.allclose(sums.mixed.double() / sums.total[:, None], P @ Xi.double(), atol=1e-5)
+    assert torch.equal(top, same)
+    for exponents in (anew, kept):
+        c = root(exponents, alpha, about(exponents, alpha, 1 << 24))
+        sums = mixture(exponents, alpha, stretch(c, alpha), memory.patterns, d, torch.zeros_like(c))
+        assert torch.allclose(1 / sums.total, P.amax(1), rtol=1e-6)
+        assert torch.equal(sums.support, (P > 0).sum(1))
+        assert torch.allclose(sums.mixed.double() / sums.total[:, None], P @ Xi.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 3.0])
+def test_memories_that_rounding_may_have_moved_across_the_threshold_are_named(alpha):
+    T, memory = unit(queries(apart()).double()).T.contiguous(), Features(Patterns(apart()))
+    exponents, _ = Exponents.of_all(Scores(T, memory, 64), BETA, keep=True)
+    c = root(exponents, alpha, about(exponents, alpha, 1 << 24))
+    assert exponents.kept is not None
+    end = -1 / ((alpha - 1) * stretch(c, alpha))
+    slack = (exponents.kept - end).abs().quantile(0.1, dim=1, keepdim=True)
+    sums = mixture(exponents, alpha, stretch(c, alpha), memory.patterns, d, slack)
+    near = (exponents.kept - end).abs() <= slack
+    assert 0 < int(near.sum()) < near.numel()
+    assert set(map(tuple, sums.edge.T.tolist())) == set(map(tuple, near.nonzero().tolist()))
+    assert torch.equal(sums.support, ((exponents.kept > end) & ~near).sum(1))
 
 
 @pytest.mark.parametrize("budget", [1 << 12, 1 << 20, 1 << 26])

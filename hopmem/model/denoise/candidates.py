@@ -20,8 +20,9 @@ from hopmem.model.denoise.fisher import (
 )
 from hopmem.model.denoise.search import FIT, Search, draws
 from hopmem.model.denoise.validation import BETA_QUERIES, Verdict, least_error, verdict
+from hopmem.model.gram import Progress
 from hopmem.model.kernel import blocks
-from hopmem.model.separation import Progress, State
+from hopmem.model.separation import State
 
 COVARIANCES = (
     *((0.0, ridge) for ridge in (1e-3, 1e-2, 0.1, 0.3, 1.0)),  # (weight of the memories beside the noise, ridge)

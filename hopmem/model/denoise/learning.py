@@ -17,8 +17,9 @@ from hopmem.model.denoise.fisher import feature_map, lift_of
 from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
 from hopmem.model.denoise.search import Search, begin, glanced, judged, surprise
 from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, verdict
-from hopmem.model.kernel import FeatureMap, Patterns, blocks
-from hopmem.model.separation import Halt, LossProgress, Progress, never
+from hopmem.model.gram import Progress
+from hopmem.model.kernel import FeatureMap, Patterns
+from hopmem.model.separation import Halt, LossProgress, never
 
 BEYOND_CHANCE = 2.0  # standard errors, and with few memories more: an error of few values is itself uncertain
 FEW = 4.0  # memories with which it is twice as many
@@ -118,7 +119,7 @@ def raw_maps(memory: Patterns) -> dict[str, FeatureMap]:
         The cosine, the cosine of centred vectors, and the Euclidean distance, by name.
     """
     mean, largest = memory.mean(), 0.0
-    for rows in blocks(len(memory), 4096):
+    for rows in memory.in_blocks():
         largest = max(largest, float((memory[rows] - mean.float()).square().sum(1).max()))
     lift = mean.new_tensor([lift_of(torch.tensor(largest))])
     return {
