@@ -1,6 +1,6 @@
 """How much of U-Hop's gain is temperature: the published protocol beside the same maps at matched and at best β.
 
-    python experiments/temperature.py --data FOLDER [--patterns 500] [--seeds 5] [--noise mask:0.5]
+    python -m experiments temperature --data FOLDER [--seeds 5]
 
 First one map alone: unit features times a constant s, at β = 1, which is β = s². Then the published protocol, which
 trains on unit features and retrieves with unnormalised ones at β = 1, beside a modern Hopfield network at β = 1; both
@@ -8,18 +8,17 @@ maps at unit features and the β at which the largest logit is as large, on aver
 unit features and their own best β, found on corruptions of their own.
 """
 
-import argparse
 import statistics
-from pathlib import Path
 
 import torch
-from objectives import bank_of, cifar10, mnist
-from published import algorithm_1
 from torch import Tensor
 
+from experiments.published import algorithm_1
+from experiments.setting import Setting, bank_of
 from hopmem.model.kernel import FeatureMap, unit
 from hopmem.model.noise import canvas_of, parse_noise
 
+COUNT, NOISE = 500, "mask:0.5"
 BETAS = [2.0**power for power in range(-4, 17)]
 SCALES = (1, 4, 16, 64)
 
@@ -66,26 +65,17 @@ def measure(images: Tensor, count: int, noise: str, seed: int) -> dict[tuple[str
     return found
 
 
-def main() -> None:
-    """Print a Markdown table for each data set: mean over seeds, and their standard deviation."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--patterns", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--noise", default="mask:0.5")
-    parser.add_argument("--sets", default="mnist,cifar10")
-    asked = parser.parse_args()
-    for name in asked.sets.split(","):
-        images = {"mnist": mnist, "cifar10": cifar10}[name](asked.data)
-        runs = [measure(images, asked.patterns, asked.noise, seed) for seed in range(asked.seeds)]
-        print(f"\n{name}, {asked.patterns} patterns, {asked.noise}\n")
+def run(setting: Setting) -> None:
+    """Write a CSV and print a Markdown table for each data set: mean over seeds, and their standard deviation."""
+    for name, images in (("mnist", setting.mnist()), ("cifar10", setting.cifar10()[0])):
+        runs = [measure(images, 20 if setting.quick else COUNT, NOISE, seed) for seed in setting.repeat(5)]
+        header = ["seed", "protocol", "map", "accuracy", "error", "largest logit"]
+        rows = [(seed, *key, *values) for seed, found in enumerate(runs) for key, values in found.items()]
+        setting.write(f"temperature_{name}", header, rows)
+        print(f"\n{name}, {COUNT} patterns, {NOISE}\n")
         print("| protocol | map | largest logit | accuracy % | error |\n|---|---|---|---|---|")
         for protocol, method in runs[0]:
-            accuracy, error, logit = zip(*(run[protocol, method] for run in runs), strict=True)
+            accuracy, error, logit = zip(*(found[protocol, method] for found in runs), strict=True)
             cells = [f"{100 * statistics.fmean(accuracy):.1f} ± {100 * statistics.stdev(accuracy):.1f}"]
             cells.append(f"{statistics.fmean(error):.3g} ± {statistics.stdev(error):.2g}")
             print(f"| {protocol} | {method} | {statistics.fmean(logit):.1f} | {' | '.join(cells)} |")
-
-
-if __name__ == "__main__":
-    main()

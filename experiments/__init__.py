@@ -1,0 +1,1 @@
+"""The papers' figures and tables, each made anew by name: `python -m experiments NAME`."""
