@@ -82,6 +82,17 @@ class SeparationReport:
     max_cosine: float | None  # of the closest pair
     min_angle_degrees: float | None  # of the closest pair
     radius: float | None  # R_Φ = ½ min δ_μν
+    effective_rank: float | None = None  # e^{entropy of the shares of the singular values}; None where D and M are huge
+    worst: "list[Placed]" = field(default_factory=list)  # the patterns of smallest Δ, the worst first
+
+
+@dataclass(frozen=True)
+class Placed:
+    """How far one pattern lies from the others."""
+
+    name: str
+    delta: float  # Δ_μ
+    nearest: str  # the pattern that lies closest
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,8 @@ class BoundsReport:
     beta_for_error: float | None  # the β that suffices for the wanted error at r = R_Φ/2
     guaranteed_radius: float  # the largest r at which the sharp bound keeps the wanted error at the bank's β
     exact_fraction: float  # share of patterns that are exact fixed points (Theorem 2); 0 at α = 1
+    optimum: float | None = None  # the best Δ_min itself, where theory knows it
+    reached: float | None = None  # share of the optimum, or else of the least bound, that the smallest Δ is
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,35 @@ class ClosePair:
     a: str
     b: str
     cosine: float
+
+
+@dataclass(frozen=True)
+class StoredReport:
+    """Which patterns are stored in the sense of Definition 3, as far as runs of the dynamics can tell."""
+
+    tested: int  # patterns that were run
+    fraction: float  # of those, whose every run came to rest within R_Φ of the pattern
+    lost: list[str]  # names of up to ten of the others
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """How the bank did on its own patterns."""
+
+    noise: list[str]  # that the patterns suffered; none: they were put as they are
+    queries: int
+    accuracy: float  # share of queries whose largest weight was on their own pattern, or on a copy of it
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What patterns that came after the learning did to the map."""
+
+    learned_from: int  # patterns
+    appended: int
+    delta_before: float  # smallest Δ when the map was learned
+    delta_now: float
+    closer: int  # appended patterns whose Δ is smaller than any was then
 
 
 @dataclass(frozen=True)
@@ -132,6 +174,9 @@ class Inspection:
     duplicates: list[list[str]]
     metastable: dict[str, int]  # stored patterns as queries: how many memories share the answer
     learning: LearningReport | None  # None in a raw bank
+    stored: StoredReport | None = None  # None of a single pattern
+    self_test: SelfTest | None = None  # what `metastable` counts
+    appended: Appended | None = None  # None where nothing was
 
 
 @dataclass(frozen=True)
@@ -166,16 +211,28 @@ class Remembered:
         try:
             kept = json.loads(text)
             plain = kept["inspection"]
-            sides = {name: side and SeparationReport(**side) for name, side in plain["separation"].items()}
+            sides = {name: side and _side(side) for name, side in plain["separation"].items()}
             records = {
                 "separation": sides,
                 "bounds": BoundsReport(**plain["bounds"]),
                 "closest_pairs": [ClosePair(**pair) for pair in plain["closest_pairs"]],
                 "learning": plain["learning"] and LearningReport(**plain["learning"]),
+                "stored": plain["stored"] and StoredReport(**plain["stored"]),
+                "self_test": plain["self_test"] and SelfTest(**plain["self_test"]),
+                "appended": plain["appended"] and Appended(**plain["appended"]),
             }
             return cls(**kept | {"inspection": Inspection(**plain | records)})
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"no statistics of a bank: {error}") from error
+
+
+def _side(plain: dict[str, Any]) -> SeparationReport:
+    """A separation from JSON.
+
+    Returns:
+        The report.
+    """
+    return SeparationReport(**plain | {"worst": [Placed(**each) for each in plain["worst"]]})
 
 
 @dataclass(frozen=True)

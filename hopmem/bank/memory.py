@@ -49,6 +49,7 @@ class Learning:
     noise: tuple[str, ...] = ()  # that it was learned for
     method: str | None = None  # the map that was kept, in words, where it was chosen
     validation: tuple[Validated, ...] = ()  # how everything that was tried did
+    patterns: int = 0  # that it was learned from; 0 where nobody kept count
 
 
 @dataclass(frozen=True, eq=False)

@@ -77,6 +77,32 @@ def spherical_code_bounds(M: int, D: int) -> tuple[float, float]:
     return lower, upper
 
 
+def best_separation(M: int, D: int) -> float | None:
+    """The largest Δ_min that M points on the sphere in R^D can have, where theory knows it.
+
+    The simplex up to M = D + 1 and right angles up to 2D (Rankin, 1955), the regular polygon, and the arrangements of
+    12 points in R³ (Fejes Tóth, 1943), 24 in R⁴ (de Laat, Leijenhorst, de Muinck Keizer, 2024), and 240 in R⁸ and
+    196,560 in R²⁴ (Levenshtein, 1979).
+
+    Returns:
+        Δ, or None where nobody knows.
+
+    >>> best_separation(M=3, D=5), best_separation(M=8, D=4), best_separation(M=25, D=4)
+    (1.5, 1.0, None)
+    """
+    if M < 2:
+        return None
+    if D == 1:
+        return 2.0 if M == 2 else 0.0
+    if M <= D + 1:
+        return 1 + 1 / (M - 1)
+    if D == 2:
+        return 1 - math.cos(2 * math.pi / M)
+    if M <= 2 * D:
+        return 1.0
+    return {(12, 3): 1 - 1 / math.sqrt(5), (24, 4): 0.5, (240, 8): 0.5, (196_560, 24): 0.5}.get((M, D))
+
+
 def sharp_error(
     Z: UnitRows, delta: Tensor, beta: float, r: float, block: int = 1024, progress: Progress | None = None
 ) -> float:

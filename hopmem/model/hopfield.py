@@ -75,10 +75,45 @@ def retrieve(
     parts = []
     for rows in blocks(len(X), states_at_once(len(memory), dynamics.budget // 4)):
         Y = unit(memory.phi(X[rows].double()))  # what float32 rounds off here, β would make an error of
-        parts.append(_settle(Y, memory, readout, width, dynamics))
+        parts.append(settle(Y, memory, readout, width, dynamics))
         if progress:
             progress(rows.stop, len(X))
     return _join(parts)
+
+
+def settle(Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics: Dynamics) -> Retrieval:
+    """Update a block of states until each has converged or the steps are up, and read out once.
+
+    Args:
+        Y: states in feature space [b, D], float64; overwritten.
+        memory: unit features of M memories.
+        readout: M rows to read out; the memories themselves give the states that come next.
+        width: entries of a readout row.
+        dynamics: how the states move.
+
+    Returns:
+        The answers of the block.
+    """
+    how = Weighing(dynamics.alpha, dynamics.beta, dynamics.top, dynamics.budget // 4, dynamics.spread)
+    first: tuple[RowBlocks, int] = (readout, width) if dynamics.steps == 1 else (memory, memory.dimension)
+    waiting, parts, order = torch.arange(len(Y), device=Y.device), list[Retrieval](), list[Tensor]()
+    for step in range(1, dynamics.steps + 1):
+        left = list[Tensor]()
+        for some, p in associate(Y[waiting], memory, how, *first):
+            states = waiting[some]
+            still = _stays(Y[states], p, memory, dynamics.tolerance)
+            ready = (still | (step == dynamics.steps)).nonzero()[:, 0]
+            if len(ready):
+                parts.append(_answer(Y[states], p, ready, still, step, readout, width, dynamics))
+                order.append(states[ready])
+            if len(ready) < len(states):
+                moving = (~still).nonzero()[:, 0]
+                Y[states[moving]] = p.mix(memory, memory.dimension, moving)
+                left.append(states[moving])
+        if not left:
+            break
+        waiting = torch.cat(left).sort().values
+    return parts[0] if len(parts) == 1 else _take(_join(parts), torch.cat(order).argsort())
 
 
 def complete(
@@ -149,34 +184,6 @@ def _complete_alike(
         return _read(Y[rows], scores(Y[rows], seen, dynamics.budget), readout, width, dynamics)
 
     return _by_blocks(len(X), len(memory), answer, dynamics, None)
-
-
-def _settle(Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics: Dynamics) -> Retrieval:
-    """Update a block of states until each has converged or the steps are up, and read out once.
-
-    Returns:
-        The answers of the block.
-    """
-    how = Weighing(dynamics.alpha, dynamics.beta, dynamics.top, dynamics.budget // 4, dynamics.spread)
-    first: tuple[RowBlocks, int] = (readout, width) if dynamics.steps == 1 else (memory, memory.dimension)
-    waiting, parts, order = torch.arange(len(Y), device=Y.device), list[Retrieval](), list[Tensor]()
-    for step in range(1, dynamics.steps + 1):
-        left = list[Tensor]()
-        for some, p in associate(Y[waiting], memory, how, *first):
-            states = waiting[some]
-            still = _stays(Y[states], p, memory, dynamics.tolerance)
-            ready = (still | (step == dynamics.steps)).nonzero()[:, 0]
-            if len(ready):
-                parts.append(_answer(Y[states], p, ready, still, step, readout, width, dynamics))
-                order.append(states[ready])
-            if len(ready) < len(states):
-                moving = (~still).nonzero()[:, 0]
-                Y[states[moving]] = p.mix(memory, memory.dimension, moving)
-                left.append(states[moving])
-        if not left:
-            break
-        waiting = torch.cat(left).sort().values
-    return parts[0] if len(parts) == 1 else _take(_join(parts), torch.cat(order).argsort())
 
 
 def _stays(Y: Tensor, p: Association, memory: Features, tolerance: float) -> Tensor:

@@ -157,6 +157,30 @@ def nearest_delta(Z: UnitRows, sample: Tensor | None, block: int = 1024, progres
     return torch.cat(parts)
 
 
+def nearest(Z: UnitRows, chosen: Tensor, block: int = 1024) -> Tensor:
+    """Which memory lies closest to each of a few.
+
+    Args:
+        Z: unit features of M ≥ 2 memories.
+        chosen: int64 [m].
+        block: rows that are read at a time.
+
+    Returns:
+        Memories, int64 [m]; of equal ones the first.
+    """
+    left = Z[chosen].double()
+    best = torch.full((len(left),), -math.inf, dtype=torch.float64, device=left.device)
+    found = torch.zeros(len(left), dtype=torch.int64, device=left.device)
+    for rows in blocks(len(Z), block):
+        number = torch.arange(rows.start, rows.stop, device=left.device)
+        cosines = left @ Z[rows].double().T
+        cosines.masked_fill_(chosen.to(left.device)[:, None] == number, -math.inf)
+        top, place = cosines.max(1)
+        found = torch.where(top > best, place + rows.start, found)
+        best = torch.maximum(best, top)
+    return found.cpu()
+
+
 def sampled_separation(
     Z: UnitRows, sample: Tensor, *, t: float, block: int = 1024, progress: Progress | None = None
 ) -> Separation:

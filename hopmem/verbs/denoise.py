@@ -130,6 +130,7 @@ def _learning(
         loss=found.loss,
         separation={"raw": summary(raw), "learned": summary(after)},
         noise=tuple(source.names),
+        patterns=len(bank),
         method=kept.method,
         validation=tuple(Validated(row.noise, row.method, row.accuracy, row.error) for row in found.table),
     )

@@ -14,7 +14,7 @@ from hopmem.errors import UsageError
 from hopmem.model.baselines import BASELINES, squared_error
 from hopmem.model.noise import Noise, canvas_of, parse_noise
 from hopmem.results import Evaluation, Row
-from hopmem.verbs.trial import BANK, METHODS, Contender, Trial, contenders, memories, part, stream
+from hopmem.verbs.trial import BANK, METHODS, Contender, Trial, contenders, memories, part, same_patterns, stream
 from hopmem.verbs.work import Watch, stage
 
 ItemT = TypeVar("ItemT")
@@ -120,24 +120,12 @@ def _rows(trial: Trial, noise: Noise, ready: list[Contender], samples: int, told
     Returns:
         A row for each.
     """
-    same, scores = _same(trial.bank), [list[_Score]() for _ in ready]
+    same, scores = same_patterns(trial.bank), [list[_Score]() for _ in ready]
     for rows, X in trial.queries(noise, samples, "measured"):
         for contender, own in zip(ready, scores, strict=True):
             own.append(_score(trial, same, rows, X, contender))
             told.add(len(rows))
     return [_row(trial, noise, contender, own) for contender, own in zip(ready, scores, strict=True)]
-
-
-def _same(bank: MemoryBank) -> Tensor:
-    """Which pattern each row holds, so that copies are one.
-
-    Returns:
-        int64 [M].
-    """
-    same = torch.arange(len(bank))
-    for group in bank.duplicates:
-        same[group] = group[0]
-    return same
 
 
 def _score(trial: Trial, same: Tensor, rows: Tensor, X: Tensor, contender: Contender) -> _Score:

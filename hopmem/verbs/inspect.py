@@ -1,6 +1,7 @@
 """Inspect: how well separated a bank is, and what it can promise."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,13 +11,25 @@ from hopmem.bank import MemoryBank
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import UsageError
 from hopmem.model import bounds
-from hopmem.model.separation import Separation, separation
-from hopmem.results import BoundsReport, ClosePair, Inspection, LearningReport, SeparationReport
-from hopmem.verbs.retrieve import Answer, retrieve
+from hopmem.model.kernel import Features
+from hopmem.model.separation import Separation, nearest, separation
+from hopmem.model.spectrum import effective_rank, singular_values
+from hopmem.results import (
+    Appended,
+    BoundsReport,
+    ClosePair,
+    Inspection,
+    LearningReport,
+    Placed,
+    SelfTest,
+    SeparationReport,
+)
+from hopmem.verbs.selftest import definition_3, own_patterns
 from hopmem.verbs.work import Watch, pair_block, stage
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
-SELF_TEST = 1000  # patterns that are put to the bank as queries, to see whether they are told apart
+WORST = 10  # patterns of smallest Δ that are named
+MOST = 1.0  # Δ_min of more points than 2D, where right angles are no longer to be had
 LARGEST_SIZE = 10  # metastable states of more memories are counted together
 
 
@@ -55,31 +68,48 @@ def inspect(
         raise UsageError(f"expected closest ≥ 0 and error > 0, found {closest} and {error}")
     where = resolve(device)
     block = pair_block(max(bank.dimension, bank.feature_dimension), budget)
-    is_raw = bank.phi.is_identity
+    sides = {"raw": bank.raw_memory(where)} | ({} if bank.phi.is_identity else {"learned": bank.memory(where)})
     wanted = max(closest, 1)
-    raw = separation(bank.raw_memory(where), closest=wanted, block=block, progress=stage(watch, "measuring raw"))
-    learned = None
-    if not is_raw:
-        progress = stage(watch, "measuring learned")
-        learned = separation(bank.memory(where), closest=wanted, block=block, progress=progress)
-    in_force = learned or raw
-    answer = _self_test(bank, alpha, beta, bank.seed if seed is None else seed, device, budget)
+    found = {
+        name: separation(Z, closest=wanted, block=block, progress=stage(watch, f"measuring {name}"))
+        for name, Z in sides.items()
+    }
+    in_force = found.get("learned", found["raw"])
+    trial = own_patterns(bank, alpha, beta, bank.seed if seed is None else seed, device, budget, watch)
+    reports = {name: _report(found[name], Z, bank.names) for name, Z in sides.items()}
     return Inspection(
         patterns=len(bank),
         dimension=bank.dimension,
         shape=list(bank.shape),
         feature_dimension=bank.feature_dimension,
         objective=bank.objective,
-        separation={"raw": _report(raw), "learned": None if learned is None else _report(learned)},
-        bounds=_bounds(bank, in_force, answer.alpha, answer.beta, error, where, budget, watch),
+        separation={"raw": reports["raw"], "learned": reports.get("learned")},
+        bounds=_bounds(bank, in_force, trial.alpha, trial.beta, error, where, budget, watch),
         closest_pairs=[
             ClosePair(bank.names[a], bank.names[b], cosine)
             for (a, b), cosine in zip(in_force.pairs.tolist(), in_force.cosines.tolist(), strict=True)
         ][:closest],
         duplicates=[[bank.names[row] for row in group] for group in bank.duplicates],
-        metastable=_histogram(answer.support),
+        metastable=_histogram(trial.support),
         learning=_learning(bank),
+        stored=definition_3(bank, in_force.radius, trial, device, budget, watch),
+        self_test=SelfTest(trial.noise, len(trial.support), float(trial.right.double().mean())),
+        appended=_appended(bank, in_force.delta),
     )
+
+
+def _appended(bank: MemoryBank, delta: Tensor) -> Appended | None:
+    """What patterns that came after the learning did to the map.
+
+    Returns:
+        The report; None where there are none, or nobody knows.
+    """
+    how = bank.learning
+    if how is None or not 0 < how.patterns < len(bank):
+        return None
+    before = 1 - how.separation["learned"]["max_cosine"]
+    closer = int((delta[how.patterns :] < before).sum())
+    return Appended(how.patterns, len(bank) - how.patterns, before, float(delta.min()), closer)
 
 
 def _learning(bank: MemoryBank) -> LearningReport | None:
@@ -94,7 +124,7 @@ def _learning(bank: MemoryBank) -> LearningReport | None:
     return LearningReport(how.steps, how.temperature, how.batch_size, bank.seed, how.loss)
 
 
-def _report(measured: Separation) -> SeparationReport:
+def _report(measured: Separation, Z: Features, names: Sequence[str]) -> SeparationReport:
     """Summarise Δ.
 
     Returns:
@@ -102,9 +132,10 @@ def _report(measured: Separation) -> SeparationReport:
     """
     if len(measured.delta) < 2:
         return SeparationReport(None, None, None, None, None, None)
-    delta = measured.delta.sort().values
+    delta, order = measured.delta.sort(stable=True)
     # torch.quantile takes at most 2²⁴ entries; the order statistics do as well.
     places = [round(q * (len(delta) - 1)) for q in QUANTILES]
+    sigma = singular_values(Z)
     return SeparationReport(
         min=float(delta[0]),
         mean=float(delta.mean()),
@@ -112,6 +143,13 @@ def _report(measured: Separation) -> SeparationReport:
         max_cosine=measured.max_cosine,
         min_angle_degrees=measured.min_angle_degrees,
         radius=measured.radius,
+        effective_rank=None if sigma is None else effective_rank(sigma),
+        worst=[
+            Placed(names[row], value, names[near])
+            for row, value, near in zip(
+                order[:WORST].tolist(), delta[:WORST].tolist(), nearest(Z, order[:WORST]).tolist(), strict=True
+            )
+        ],
     )
 
 
@@ -137,6 +175,8 @@ def _bounds(
     Z, delta_min = bank.memory(device), 1 - measured.max_cosine
     block = pair_block(bank.feature_dimension, budget)
     published = bounds.lemma1_error(delta_min, measured.radius, M, beta)
+    optimum = bounds.best_separation(M, bank.feature_dimension)
+    most = optimum or min(bound for bound in (upper, 1 + 1 / (M - 1), MOST) if math.isfinite(bound))
     return BoundsReport(
         lower=lower if math.isfinite(lower) else None,
         upper=upper if math.isfinite(upper) else None,
@@ -147,19 +187,9 @@ def _bounds(
             Z, measured.delta, beta, error, block, stage(watch, "bounding radius")
         ),
         exact_fraction=bounds.exact_fraction(measured.delta, alpha, beta),
+        optimum=optimum,
+        reached=delta_min / most,
     )
-
-
-def _self_test(
-    bank: MemoryBank, alpha: float | None, beta: float | Literal["auto"], seed: int, device: str, budget: int
-) -> Answer:
-    """Put stored patterns to the bank as queries.
-
-    Returns:
-        The answers to at most a thousand of them.
-    """
-    draw = torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))[:SELF_TEST]
-    return retrieve(bank, bank.rows()[draw], alpha=alpha, beta=beta, device=device, budget=budget)
 
 
 def _histogram(support: Tensor) -> dict[str, int]:

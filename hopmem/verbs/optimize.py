@@ -190,6 +190,7 @@ def _separated(
         curve=tuple(learned.curve),
         loss={"first": first, "last": last},
         separation={"raw": summary(raw), "learned": summary(after)},
+        patterns=len(bank),
     )
     found = replace(found, tuning=tune(after.delta, len(bank)), learning=learning)
     warnings = []

@@ -58,6 +58,21 @@ class Contender:
     answer: Callable[[Tensor], Found]  # queries [b, d] on the CPU, NaN where unknown
 
 
+def same_patterns(bank: MemoryBank) -> Tensor:
+    """Which pattern each row holds, so that copies are one.
+
+    Args:
+        bank: any bank.
+
+    Returns:
+        int64 [M].
+    """
+    same = torch.arange(len(bank))
+    for group in bank.duplicates:
+        same[group] = group[0]
+    return same
+
+
 def stream(seed: int, *purpose: object) -> torch.Generator:
     """Random numbers that one seed and one purpose share with no other.
 

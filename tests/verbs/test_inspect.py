@@ -99,7 +99,8 @@ def test_of_a_large_bank_a_thousand_patterns_are_put_to_it():
 @pytest.mark.parametrize(("alpha", "exact"), [(1.0, 0.0), (1.5, 1.0)])
 def test_one_pattern_has_no_neighbour(alpha, exact):
     result = hopmem.inspect(MemoryBank.from_patterns(torch.ones(1, 3), ["only"]), alpha=alpha)
-    assert set(vars(result.separation["raw"]).values()) == {None}
+    assert all(value in (None, []) for value in vars(result.separation["raw"]).values())
+    assert (result.stored, result.appended, result.self_test.accuracy) == (None, None, 1.0)
     assert (result.bounds.guaranteed_radius, result.bounds.exact_fraction) == (2.0, exact)
     assert result.bounds.error is None
     assert result.closest_pairs == result.duplicates == []

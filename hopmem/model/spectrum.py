@@ -1,0 +1,51 @@
+"""The spectrum of the memories: how many dimensions of feature space they use."""
+
+import torch
+from torch import Tensor
+
+from hopmem.model.kernel import Features
+
+WIDEST = 4096  # rows of the smaller Gram matrix up to which it is decomposed
+
+
+def singular_values(Z: Features) -> Tensor | None:
+    """The singular values of Z, through the smaller of Zᵀ Z and Z Zᵀ.
+
+    Args:
+        Z: unit features of M memories.
+
+    Returns:
+        min(M, D) values, float64, the largest first; None where both M and D are too large to decompose.
+    """
+    M, D = len(Z), Z.dimension
+    if min(M, D) > WIDEST:
+        return None
+    gram = torch.zeros(min(M, D), min(M, D), dtype=torch.float64, device=Z.device)
+    for rows in Z.patterns.in_blocks():
+        block = Z[rows].double()  # [m, D]
+        if D <= M:
+            gram.addmm_(block.T, block)
+        else:
+            for others in Z.patterns.in_blocks():
+                gram[rows, others] = block @ Z[others].double().T
+    values: Tensor = torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt().flip(0)
+    return values.cpu()
+
+
+def effective_rank(sigma: Tensor) -> float:
+    """e^H with H the entropy of the singular values as shares of their sum (Roy and Vetterli, 2007).
+
+    Args:
+        sigma: singular values, at least one.
+
+    Returns:
+        From 1, all memories on one line, to the number of the values; 0 where all are zero.
+
+    >>> effective_rank(torch.tensor([2.0, 2.0]))
+    2.0
+    """
+    total = float(sigma.sum())
+    if total == 0:
+        return 0.0
+    share = sigma[sigma > 0].double() / total
+    return round(float((-(share * share.log()).sum()).exp()), 12)

@@ -1,0 +1,104 @@
+"""What stands in the cells of tables: names, numbers, sizes, bars."""
+
+import math
+
+from rich.table import Table
+from rich.text import Text
+
+from hopmem.errors import printable
+
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+
+
+def bar(share: float, width: int = 20) -> str:
+    """A share as a bar.
+
+    Args:
+        share: from 0 to 1; what is not, or no number, is taken to the nearest end.
+        width: letters of a full bar.
+
+    Returns:
+        Blocks, with no space behind them.
+
+    >>> bar(0.5, 4), bar(0.03125, 4), bar(0.0, 4)
+    ('██', '▏', '')
+    """
+    eighths = round(8 * width * min(1.0, max(0.0, share if math.isfinite(share) else 0.0)))
+    return (EIGHTHS[-1] * (eighths // 8) + EIGHTHS[eighths % 8]).rstrip()
+
+
+def facts(heading: str) -> Table:
+    """A table of two columns: what, and how it is.
+
+    Args:
+        heading: of the first column.
+
+    Returns:
+        The table, empty.
+    """
+    table = Table(heading, "", show_header=True)
+    table.columns[1].overflow = "fold"
+    return table
+
+
+def groups(found: list[list[str]]) -> Text:
+    """Groups of names in a line.
+
+    Args:
+        found: the groups.
+
+    Returns:
+        How many there are, and the first few.
+    """
+    if not found:
+        return Text("none")
+    shown = [" = ".join([*map(printable, group[:4]), *(["…"] if len(group) > 4 else [])]) for group in found[:5]]
+    return Text(f"{len(found)}: " + "; ".join([*shown, *(["…"] if len(found) > 5 else [])]))
+
+
+def name(text: str) -> Text:
+    """A name as it is: nothing in it is markup.
+
+    Args:
+        text: the name.
+
+    Returns:
+        The printable name.
+    """
+    return Text(printable(text))
+
+
+def number(value: float | None) -> str:
+    """A number to six digits.
+
+    Args:
+        value: None and what is not finite have no digits.
+
+    Returns:
+        The digits, or a dash.
+    """
+    return "–" if value is None or not math.isfinite(value) else f"{value:.6g}"
+
+
+def times(shape: list[int]) -> str:
+    """A shape.
+
+    Args:
+        shape: its axes.
+
+    Returns:
+        As in 28 × 28.
+    """
+    return " × ".join(map(str, shape))
+
+
+def bytes_(count: int) -> str:
+    """A size in bytes.
+
+    Args:
+        count: bytes.
+
+    Returns:
+        In megabytes where there are many.
+    """
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count:,} bytes"
