@@ -102,7 +102,7 @@ def test_duplicates_are_named_and_leave_no_separation(ask: Ask, tmp_path: Path, 
 def test_one_pattern_has_no_neighbour(ask: Ask, hopmem: Hopmem, tmp_path: Path, folder: Path):
     ask("store", folder / "a.png", "-o", tmp_path / "bank.safetensors")
     said = ask("inspect", tmp_path / "bank.safetensors")
-    assert set(said["separation"]["raw"].values()) == {None}
+    assert all(value in (None, []) for value in said["separation"]["raw"].values())
     assert said["closest_pairs"] == []
     assert hopmem("inspect", tmp_path / "bank.safetensors").stdout
 
@@ -153,3 +153,22 @@ def test_a_bank_that_is_cut_is_refused_whatever_its_header_remembers(bank: Path,
     path.write_bytes(bank.read_bytes()[:-9])
     assert header.metadata(path) == {}
     assert "cut.safetensors" in hopmem("inspect", path, code=6).stderr
+
+
+def test_what_append_did_to_an_old_map_is_said(ask: Ask, tmp_path: Path, learned: Path, array: Path):
+    copy = Path(shutil.copy(learned, tmp_path / "bank.safetensors"))
+    before = ask("inspect", copy)
+    assert before["appended"] is None
+    ask("store", array, "--append", "-o", copy)
+    said = ask("inspect", copy)
+    assert said["appended"]["learned_from"] + said["appended"]["appended"] == said["patterns"]
+    assert said["appended"]["appended"] == said["patterns"] - before["patterns"]
+    assert said["appended"]["delta_before"] == pytest.approx(before["separation"]["learned"]["min"], abs=1e-5)
+    assert said["appended"]["delta_now"] == pytest.approx(said["separation"]["learned"]["min"], abs=1e-5)
+
+
+def test_the_tables_fit_eighty_columns(hopmem: Hopmem, learned: Path):
+    said = hopmem("inspect", learned).stdout
+    assert "effective rank" in said
+    assert "█" in said
+    assert max(map(len, said.splitlines())) <= 80

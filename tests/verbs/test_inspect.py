@@ -134,7 +134,7 @@ def test_copies_are_named_and_promise_nothing():
 def test_zero_and_constant_patterns_give_finite_numbers_or_none(X):
     result = hopmem.inspect(MemoryBank.from_patterns(X))
     numbers = [*vars(result.bounds).values()]
-    numbers += [value for value in vars(result.separation["raw"]).values() if not isinstance(value, dict)]
+    numbers += [value for value in vars(result.separation["raw"]).values() if not isinstance(value, (dict, list))]
     assert all(number is None or math.isfinite(number) for number in numbers)
     assert sum(result.metastable.values()) == len(X)
 

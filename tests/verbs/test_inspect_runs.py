@@ -1,0 +1,141 @@
+"""Inspect: what is found by running the bank, and what is said of single patterns."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import hopmem
+from hopmem.bank import MemoryBank
+from hopmem.model import bounds
+from hopmem.model.hopfield import Dynamics, settle
+from hopmem.model.kernel import Features, Patterns, unit
+from hopmem.model.spectrum import effective_rank, singular_values
+from hopmem.model.stored import stored
+from tests import reference
+from tests.verbs import randn
+
+
+def bank_of(M: int, d: int, *, learned: bool) -> MemoryBank:
+    bank = MemoryBank.from_patterns(randn(M, d), [f"n{row}" for row in range(M)])
+    return hopmem.optimize(bank, objective="average", steps=3, feature_dim=d - 1) if learned else bank
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(("M", "d"), [(2, 3), (13, 6), (60, 5)])
+def test_the_worst_patterns_are_named_with_what_lies_closest(M, d, learned):
+    bank = bank_of(M, d, learned=learned)
+    Z = reference.features(bank.patterns, bank.phi.W, bank.phi.b)
+    side = hopmem.inspect(bank).separation["learned" if learned else "raw"]
+    cosines = Z @ Z.T - 3 * np.eye(M)
+    delta = 1 - cosines.max(1)
+    order = np.sort(delta)[: min(M, 10)]
+    assert [each.delta for each in side.worst] == pytest.approx(order.tolist(), abs=1e-5)
+    for each in side.worst:
+        row = bank.names.index(each.name)
+        assert each.delta == pytest.approx(delta[row], abs=1e-5)
+        assert cosines[row, bank.names.index(each.nearest)] == pytest.approx(cosines[row].max(), abs=1e-5)
+
+
+@pytest.mark.parametrize(("M", "d"), [(1, 1), (3, 3), (5, 40), (70, 6)])
+def test_the_effective_rank_is_that_of_a_singular_value_decomposition(M, d):
+    Xi = randn(M, d)
+    sigma = np.linalg.svd(unit(Xi.double()).numpy(), compute_uv=False)
+    share = sigma / sigma.sum()
+    found = singular_values(Features(Patterns(Xi)))
+    assert np.allclose(found.numpy(), sigma, atol=1e-6)
+    assert effective_rank(found) == pytest.approx(math.exp(-(share * np.log(share)).sum()), abs=1e-5)
+
+
+def test_the_effective_rank_of_a_simplex_is_full_and_of_copies_one():
+    assert effective_rank(singular_values(Features(Patterns(torch.eye(7))))) == pytest.approx(7)
+    assert effective_rank(singular_values(Features(Patterns(torch.ones(7, 4))))) == pytest.approx(1, abs=1e-4)
+    assert effective_rank(torch.zeros(3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("M", "D", "cosine"),
+    [
+        (2, 1, -1),
+        (4, 3, -1 / 3),
+        (6, 3, 0),
+        (9, 5, 0),
+        (7, 2, math.cos(2 * math.pi / 7)),
+        (12, 3, 5**-0.5),
+        (24, 4, 0.5),
+    ],
+)
+def test_the_best_separation_is_that_of_the_known_optima(M, D, cosine):
+    assert bounds.best_separation(M, D) == pytest.approx(1 - cosine)
+
+
+@pytest.mark.parametrize(("M", "D"), [(1, 3), (13, 3), (25, 4), (50, 10)])
+def test_where_theory_knows_no_optimum_none_is_given(M, D):
+    assert bounds.best_separation(M, D) is None
+
+
+def test_the_share_that_is_reached_is_one_at_the_optimum_and_never_more():
+    simplex = MemoryBank.from_patterns(torch.eye(5) - 0.2)
+    assert hopmem.inspect(simplex).bounds.reached == pytest.approx(1, abs=1e-5)
+    for M, d in ((2, 2), (7, 2), (12, 3), (40, 4)):
+        assert hopmem.inspect(MemoryBank.from_patterns(randn(M, d))).bounds.reached <= 1 + 1e-6
+
+
+def test_patterns_are_stored_at_a_large_beta_and_not_at_a_small_one():
+    bank = bank_of(12, 8, learned=False)
+    sharp, soft = (hopmem.inspect(bank, beta=beta).stored for beta in (500.0, 0.1))
+    assert (sharp.tested, sharp.fraction, sharp.lost) == (12, 1.0, [])
+    assert (soft.tested, soft.fraction) == (12, 0.0)
+    assert soft.lost == list(bank.names[:10])
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("beta", [2.0, 6.0, 30.0])
+def test_what_is_stored_stays_where_it_is_when_it_is_run_by_hand(alpha, beta):
+    memory = Features(Patterns(randn(9, 5)))
+    Z = memory[slice(0, 9)].double()
+    radius = float(min((Z[a] - Z[b]).norm() for a in range(9) for b in range(a))) / 2
+    held = stored(memory, torch.arange(9), radius, Dynamics(alpha, beta, steps=100), torch.Generator().manual_seed(0))
+    for row in range(9):
+        y = Z[row].numpy()
+        for _ in range(200):
+            y = reference.entmax(beta * (Z.numpy() @ y), alpha) @ Z.numpy()
+        if np.linalg.norm(y - Z[row].numpy()) > radius + 1e-3:
+            assert not held[row]  # its own centre leaves
+    settled = settle(Z.clone(), memory, memory, 5, Dynamics(alpha, beta, steps=100)).patterns.double()
+    stays = (settled - Z).norm(dim=1) <= radius
+    assert bool((stays | ~held).all())
+
+
+def test_the_self_test_suffers_the_noise_that_the_map_was_learned_for():
+    bank = MemoryBank.from_patterns(torch.rand(40, 30, generator=torch.Generator().manual_seed(0)))
+    learned = hopmem.optimize(bank, noise=["mask:0.9", "gaussian:0.1"], force=True)
+    test = hopmem.inspect(learned).self_test
+    assert test.noise == ["mask:0.9", "gaussian:0.1"]
+    assert test.queries == 40
+    assert test.accuracy < 1
+    plain = hopmem.inspect(bank).self_test
+    assert (plain.noise, plain.queries, plain.accuracy) == ([], 40, 1.0)
+
+
+def test_a_bank_that_nothing_was_appended_to_says_nothing_of_it():
+    assert hopmem.inspect(bank_of(6, 5, learned=True)).appended is None
+    assert hopmem.inspect(bank_of(6, 5, learned=False)).appended is None
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0])
+@pytest.mark.parametrize("error", [1e-3, 0.1])
+def test_no_query_inside_the_guaranteed_radius_is_answered_worse(alpha, error):
+    bank = bank_of(15, 6, learned=True)
+    beta = 400.0
+    found = hopmem.inspect(bank, error=error, beta=beta).bounds
+    assert 0 < found.guaranteed_radius < 2
+    memory = bank.memory()
+    Z, draws = memory[slice(0, 15)].double(), torch.Generator().manual_seed(1)
+    for share in (0.5, 0.99, 1.0):
+        for _ in range(20):
+            away = unit(torch.randn(Z.shape, generator=draws, dtype=torch.float64))
+            Y = Z + share * found.guaranteed_radius * away
+            answer = settle(Y, memory, memory, memory.dimension, Dynamics(alpha, beta)).patterns.double()
+            assert float((answer - Z).norm(dim=1).max()) <= error + 1e-6
