@@ -119,7 +119,7 @@ def test_a_plot_is_a_picture_with_a_colour_for_each_method(options, hopmem: Hopm
     with Image.open(tmp_path / "chart.png") as image:
         assert image.format == "PNG"
         pixels = np.array(image.convert("RGB")).reshape(-1, 3).astype(int)
-    blue = (abs(pixels - np.array([31, 119, 180])).sum(1) < 30).sum()  # the first of the baselines
+    blue = (abs(pixels - np.array([0, 114, 178])).sum(1) < 30).sum()  # the first of the baselines
     assert (pixels.sum(1) < 60).sum() > 100
     assert blue > 50
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from hopmem.errors import WouldOverwriteError
 from hopmem.pipeline import Picture
-from hopmem.plots import FAINT, MOST, PAPER, contact_sheet
+from hopmem.plots import contact_sheet
+from hopmem.plots.sheet import FAINT, MOST, PAPER
 from tests.conftest import Array
 
 SHAPES = [(6, 8), (6, 8, 1), (6, 8, 3)]

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from hopmem.atomic import refuse_overwrite
 from hopmem.cli import session
 from hopmem.cli.group import HopmemGroup
 from hopmem.cli.options import (
@@ -251,7 +250,7 @@ def retrieve(
 
     asked = session.all_sources(queries, files_from)
     if plot is not None:
-        refuse_overwrite(plot, force=force)
+        session.can_draw(plot, force)
     output = session.answers_to(output, asked, as_json, ndjson)
     reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
     options: dict[str, Any] = {
@@ -288,6 +287,13 @@ def inspect(
     ] = 1e-3,
     alpha: Alpha = None,
     beta: Beta = "auto",
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw pictures into this folder, as PNG and SVG.", metavar="DIR")
+    ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="Write one page with statistics, pictures and all patterns.", metavar="HTML")
+    ] = None,
+    force: Force = False,
     device: Device = "auto",
     seed: Seed = None,
     threads: Threads = None,
@@ -299,8 +305,10 @@ def inspect(
     """Show how well separated a bank is, and what it can promise."""
     from hopmem.pipeline.inspect import inspect as run
 
+    session.can_portray(plot, report, force)
     with session.machine(device, seed, threads, memory_limit, quiet) as machine:
         outcome = run(bank, machine, closest=closest, error=error, alpha=alpha, beta=beta)
+        session.portray(outcome, bank, machine, plot, report, force)
     session.finish(outcome, "inspect", as_json, quiet)
 
 

@@ -8,11 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from hopmem.atomic import refuse_overwrite
-from hopmem.errors import INTERRUPTED, SKIPPED_SOME, MissingInputError, UsageError
+from hopmem.atomic import refuse_overwrite, replacing
+from hopmem.errors import INTERRUPTED, SKIPPED_SOME, MissingInputError, UnreadableError, UsageError
 
 if TYPE_CHECKING:
     from hopmem.pipeline import Machine, Outcome
+    from hopmem.plots.portrait import Chart
+    from hopmem.results import Inspection
+    from hopmem.verbs import Portrait
+
+
+MOST_ROWS, PAGE_RESOLUTION = 20_000, 110  # of the table of patterns on a page; and its pictures' dots an inch
+CHARTS = ("cosines", "delta", "code", "spectrum", "pairs", "landscape", "sphere")  # that a bank may have
 
 
 def all_sources(sources: list[str] | None, lists: list[str] | None) -> list[str]:
@@ -76,12 +83,77 @@ def draw(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:
     contact_sheet(outcome.pictures, plot, force=force)
 
 
+def can_draw(plot: Path, force: bool) -> None:
+    """Find out before the work whether its picture can be written."""
+    from hopmem.plots import require_suffix
+
+    require_suffix(plot)
+    refuse_overwrite(plot, force=force)
+
+
 def can_chart(plot: Path, force: bool) -> None:
     """Find out before the work whether its picture can be drawn."""
     from hopmem.plots import require_matplotlib
 
-    refuse_overwrite(plot, force=force)
+    can_draw(plot, force)
     require_matplotlib()
+
+
+def can_portray(plot: Path | None, page: Path | None, force: bool) -> None:
+    """Find out before the work whether a bank's pictures and page can be written.
+
+    Raises:
+        UnreadableError: a file stands where the folder of the pictures would be.
+    """
+    from hopmem.plots import require_matplotlib
+
+    if plot is not None:
+        if plot.exists() and not plot.is_dir():
+            raise UnreadableError(plot, "a folder for the pictures", "something else")
+        for name in CHARTS:
+            for suffix in (".png", ".svg"):
+                refuse_overwrite(plot / f"{name}{suffix}", force=force)
+    if page is not None:
+        refuse_overwrite(page, force=force)
+    if plot is not None or page is not None:
+        require_matplotlib("--plot" if plot is not None else "--report")
+
+
+def portray(
+    outcome: "Outcome[Any]", bank: str, machine: "Machine", plot: Path | None, page: Path | None, force: bool
+) -> None:
+    """Draw a bank, as pictures and as a page."""
+    if plot is None and page is None:
+        return
+    from hopmem.pipeline.inspect import portrait
+    from hopmem.plots import charts, write_charts
+
+    found = portrait(bank, machine)
+    drawn = charts(found)
+    if plot is not None:
+        write_charts(drawn, plot, force=force)
+    if page is not None:
+        _write_page(page, Path(bank).name, outcome.result, found, drawn, force)
+
+
+def _write_page(
+    path: Path, title: str, statistics: "Inspection", found: "Portrait", drawn: "list[Chart]", force: bool
+) -> None:
+    """Write the page of a bank: its statistics, its pictures, and its patterns, the least separated first."""
+    from hopmem.plots import thumbnails
+    from hopmem.report.page import PagePicture, PatternRow, page
+
+    order = found.sides[-1].delta.argsort(stable=True)[:MOST_ROWS]
+    rows, near = (each[order].tolist() for each in (found.chosen, found.sides[-1].nearest))
+    delta, names = found.sides[-1].delta[order].tolist(), found.bank.names
+    patterns = [
+        PatternRow(names[row], apart, names[other], small)
+        for row, apart, other, small in zip(rows, delta, near, thumbnails(found, rows), strict=True)
+    ]
+    pictures = [PagePicture(chart.title, chart.caption, chart.png(PAGE_RESOLUTION)) for chart in drawn]
+    with replacing(path, force=force) as temporary:
+        text = page(title, statistics, patterns, pictures, omitted=len(found.bank) - len(patterns))
+        temporary.write_text(text, encoding="utf-8")
 
 
 def chart_learning(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:

@@ -10,6 +10,7 @@ from hopmem.results import Inspection, Remembered
 
 if TYPE_CHECKING:
     from hopmem.bank import MemoryBank
+    from hopmem.verbs import Portrait
 
 STATISTICS = "statistics"  # where the header of a bank keeps them
 CLOSEST, ERROR = 10, 1e-3  # what is kept
@@ -54,6 +55,26 @@ def inspect(
 
     found = _measured(MemoryBank.load(bank_path), machine, closest, error, alpha, beta)
     return Outcome(found.inspection, found.device)
+
+
+def portrait(bank_path: str, machine: Machine) -> "Portrait":
+    """What the pictures of a bank are drawn from.
+
+    Args:
+        bank_path: the bank.
+        machine: what the work runs on.
+
+    Returns:
+        The portrait.
+    """
+    from hopmem import verbs
+    from hopmem.bank import MemoryBank
+    from hopmem.devices import memory_errors, resolve
+
+    with memory_errors():
+        device = str(resolve(machine.device))
+        bank = MemoryBank.load(bank_path)
+        return verbs.portrait(bank, device=device, budget=machine.budget, watch=machine.watch)
 
 
 def remember(bank: "MemoryBank", machine: Machine) -> dict[str, str]:

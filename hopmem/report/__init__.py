@@ -17,6 +17,7 @@ from rich.text import Text
 import hopmem
 from hopmem.errors import printable
 from hopmem.pipeline.outcome import Outcome
+from hopmem.report.cells import sparkline
 from hopmem.report.tables import tables
 from hopmem.results import Match, RetrieveResult
 
@@ -73,9 +74,15 @@ def show(outcome: Outcome[Any], verb: str, style: Style) -> None:
     if style.as_json:
         print(json.dumps(to_json(outcome, verb)))  # noqa: T201 # the one place that prints
     elif style.table and not style.quiet:
-        console = Console(stderr=style.data_on_stdout)
-        for table in tables(outcome.result):
-            console.print(table)
+        _print_tables(outcome, Console(stderr=style.data_on_stdout))
+
+
+def _print_tables(outcome: Outcome[Any], console: Console) -> None:
+    """Print a result for a person, and how the loss fell where something was learned."""
+    for table in tables(outcome.result):
+        console.print(table)
+    if curve := sparkline(outcome.curve):
+        console.print(f"learning {curve} {outcome.curve[0]:.4g} → {outcome.curve[-1]:.4g}")
 
 
 def show_lines(matches: Sequence[Match]) -> None:

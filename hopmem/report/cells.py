@@ -1,6 +1,7 @@
 """What stands in the cells of tables: names, numbers, sizes, bars."""
 
 import math
+from collections.abc import Sequence
 
 from rich.table import Table
 from rich.text import Text
@@ -8,6 +9,7 @@ from rich.text import Text
 from hopmem.errors import printable
 
 EIGHTHS = " ▏▎▍▌▋▊▉█"
+HEIGHTS = "▁▂▃▄▅▆▇█"
 
 
 def bar(share: float, width: int = 20) -> str:
@@ -25,6 +27,29 @@ def bar(share: float, width: int = 20) -> str:
     """
     eighths = round(8 * width * min(1.0, max(0.0, share if math.isfinite(share) else 0.0)))
     return (EIGHTHS[-1] * (eighths // 8) + EIGHTHS[eighths % 8]).rstrip()
+
+
+def sparkline(values: Sequence[float], width: int = 40) -> str:
+    """A curve in one line.
+
+    Args:
+        values: what falls or rises; what is not finite is left out.
+        width: letters, at most.
+
+    Returns:
+        Blocks from the lowest to the highest value; empty of fewer than two values.
+
+    >>> sparkline([4.0, 3.0, 1.0, 0.0])
+    '█▆▂▁'
+    """
+    kept = [value for value in values if math.isfinite(value)]
+    if len(kept) < 2:
+        return ""
+    count = min(width, len(kept))
+    shown = [kept[round(place * (len(kept) - 1) / (count - 1))] for place in range(count)]
+    low, high = min(shown), max(shown)
+    scale = (len(HEIGHTS) - 1) / (high - low) if high > low else 0.0
+    return "".join(HEIGHTS[round((value - low) * scale)] for value in shown)
 
 
 def facts(heading: str) -> Table:

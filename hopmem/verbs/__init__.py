@@ -4,6 +4,18 @@ from hopmem.results import Evaluation, Inspection, Row
 from hopmem.verbs.evaluate import evaluate
 from hopmem.verbs.inspect import inspect
 from hopmem.verbs.optimize import optimize
+from hopmem.verbs.portrait import Portrait, portrait
 from hopmem.verbs.retrieve import Answer, retrieve
 
-__all__ = ["Answer", "Evaluation", "Inspection", "Row", "evaluate", "inspect", "optimize", "retrieve"]
+__all__ = [
+    "Answer",
+    "Evaluation",
+    "Inspection",
+    "Portrait",
+    "Row",
+    "evaluate",
+    "inspect",
+    "optimize",
+    "portrait",
+    "retrieve",
+]
