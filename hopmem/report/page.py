@@ -1,0 +1,433 @@
+"""The statistics of a bank as one HTML page that needs nothing else: no network, no library, no second file.
+
+A name can be any text, so text becomes markup in one place only (`_text` escapes whatever is no `Html` already), and
+the table of patterns is data, which page.js puts into the page as text.
+"""
+
+import json
+import math
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from html import escape
+from importlib.resources import files
+
+from hopmem.errors import printable
+from hopmem.report import cells
+from hopmem.report.advice import advice
+from hopmem.results import Inspection, SeparationReport
+
+NAMED = 10  # names of a group of duplicates
+GROUPS = 20  # of duplicates that are listed
+TITLE = 80  # letters of the title of the window
+PNG = "data:image/png;base64,"
+
+
+@dataclass(frozen=True)
+class PatternRow:
+    """One pattern of the table that can be searched."""
+
+    name: str
+    delta: float  # Δ_μ in the map in force
+    nearest: str  # the closest other pattern
+    thumbnail: bytes | None  # a small PNG
+
+
+@dataclass(frozen=True)
+class PagePicture:
+    """A picture in the page."""
+
+    title: str
+    caption: str
+    png: bytes
+
+
+class Html(str):
+    """Text that is markup already."""
+
+    __slots__ = ()
+
+
+def page(
+    title: str,
+    inspection: Inspection,
+    patterns: Sequence[PatternRow],
+    pictures: Sequence[PagePicture],
+    omitted: int = 0,
+) -> str:
+    """Everything that inspect found, as a page to look at, search, print and send.
+
+    Args:
+        title: the name of the bank.
+        inspection: its statistics.
+        patterns: the rows of the table.
+        pictures: what to show between the statistics and the table.
+        omitted: how many patterns the table leaves out.
+
+    Returns:
+        The HTML, all of which can be encoded as UTF-8.
+    """
+    style, script = _part("page.css"), _part("page.js")
+    body = [
+        _tag("header", _tag("h1", _name(title)), _tag("p", _subtitle(inspection), class_="lead")),
+        _tag("main", *_sections(inspection, pictures), _patterns(patterns, inspection.patterns, omitted)),
+        _tag("footer", "Written by hopmem inspect. The page holds all that it shows and loads nothing."),
+        _tag("script", _data(patterns), type="application/json", id="rows"),
+        _tag("script", script),
+    ]
+    return f'<!DOCTYPE html>\n<html lang="en">\n{_head(title, style, script)}\n{_tag("body", *body)}\n</html>\n'
+
+
+def _head(title: str, style: Html, script: Html) -> Html:
+    """The head, which allows the page its own style and script, pictures within it, and nothing else.
+
+    Returns:
+        The element.
+    """
+    allowed = (
+        f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    return _tag(
+        "head",
+        Html('<meta charset="utf-8">'),
+        Html(f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'),
+        Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Html('<meta name="color-scheme" content="light dark">'),
+        _tag("title", f"{title[:TITLE]} · hopmem inspect"),
+        _tag("style", style),
+    )
+
+
+def _sections(result: Inspection, pictures: Sequence[PagePicture]) -> list[Html]:
+    """The statistics, in the order in which one reads them.
+
+    Returns:
+        A section for each question.
+    """
+    several = result.patterns > 1
+    return [
+        _section("What to do next", _tag("ol", *(_tag("li", _backticks(line)) for line in advice(result))), wide=True),
+        _section("At a glance", _tag("dl", *_cards(result), class_="cards"), wide=True),
+        _section("How far the patterns lie apart", *_separation(result)),
+        *([_section("Quantiles of Δ", *_quantiles(result))] if several else []),
+        _section("What theory promises", _facts(_bounds(result))),
+        _section("What the bank holds", _facts(_about(result))),
+        _section("Self-test", *_self_test(result)),
+        *([_section("Closest pairs", _pairs(result))] if result.closest_pairs else []),
+        *([_section("Smallest Δ", _worst(result))] if _in_force(result).worst else []),
+        *([_section("Duplicates", _duplicates(result))] if result.duplicates else []),
+        *(_section(picture.title, _picture(picture), wide=True) for picture in pictures),
+    ]
+
+
+def _subtitle(result: Inspection) -> str:
+    noun = "pattern" if result.patterns == 1 else "patterns"
+    map_ = f"{result.objective} map, {result.feature_dimension:,} features"
+    return f"{result.patterns:,} {noun} of shape {cells.times(result.shape)} ({result.dimension:,} entries) · {map_}"
+
+
+def _cards(result: Inspection) -> list[Html]:
+    """The figures that one looks for first.
+
+    Returns:
+        A card for each, with what it was before learning where a map was learned.
+    """
+    sides, force = _sides(result), _in_force(result)
+    raw = sides["raw"] if len(sides) > 1 and "raw" in sides else None
+    cards = [
+        ("smallest Δ", cells.number(force.min), f"raw {cells.number(raw.min)}" if raw else "1 − largest cosine"),
+        ("mean Δ", cells.number(force.mean), f"raw {cells.number(raw.mean)}" if raw else "over the patterns"),
+        ("smallest angle", _degrees(force), f"raw {_degrees(raw)}" if raw else "of the closest pair"),
+    ]
+    if test := result.self_test:
+        cards.append(("self-test", _percent(test.accuracy), f"of {test.queries:,} queries right"))
+    if held := result.stored:
+        cards.append(("stored", _percent(held.fraction), f"of {held.tested:,} by Definition 3"))
+    cards.append(("guaranteed radius", cells.number(result.bounds.guaranteed_radius), "in feature space"))
+    return [
+        _tag("div", _tag("dt", what), _tag("dd", value), _tag("dd", note, class_="note")) for what, value, note in cards
+    ]
+
+
+def _separation(result: Inspection) -> list[Html]:
+    """Raw beside learned.
+
+    Returns:
+        The table, and what its letters mean.
+    """
+    sides = _sides(result)
+    rows = [
+        [heading, *(cells.number(getattr(report, key)) for report in sides.values())]
+        for heading, key in (
+            ("smallest Δ", "min"),
+            ("mean Δ", "mean"),
+            ("largest cosine", "max_cosine"),
+            ("smallest angle (degrees)", "min_angle_degrees"),
+            ("radius R", "radius"),
+            ("effective rank", "effective_rank"),
+        )
+    ]
+    note = "Δ of a pattern is 1 − its largest cosine to another: at 0 it has a twin. R is half the smallest distance."
+    return [_table(["", *sides], rows, numbers=range(1, 3)), _tag("p", note, class_="note")]
+
+
+def _quantiles(result: Inspection) -> list[Html]:
+    """How Δ is spread, as numbers and bars on one scale.
+
+    Returns:
+        A table, with a bar for each side.
+    """
+    sides = {name: report.quantiles or {} for name, report in _sides(result).items()}
+    most = max((value for spread in sides.values() for value in spread.values()), default=0.0)
+    rows = []
+    for q in next(iter(sides.values())):
+        values = {name: spread.get(q) for name, spread in sides.items()}
+        bars = Html("").join(_bar((value or 0) / most if most > 0 else 0, name) for name, value in values.items())
+        rows.append([f"{float(q) * 100:g} %", *map(cells.number, values.values()), Html(bars)])
+    note = "Of the patterns, so many have a Δ of at most so much."
+    return [_table(["", *sides, ""], rows, numbers=range(1, 1 + len(sides))), _tag("p", note, class_="note")]
+
+
+def _bounds(result: Inspection) -> list[tuple[str, str]]:
+    """What theory promises.
+
+    Returns:
+        What, and how much.
+    """
+    bounds = result.bounds
+    void = bounds.lemma1_error is None or not math.isfinite(bounds.lemma1_error)
+    return [
+        *([] if bounds.optimum is None else [("best possible smallest Δ", cells.number(bounds.optimum))]),
+        ("its lower bound", cells.number(bounds.lower)),
+        ("its upper bound", cells.number(bounds.upper)),
+        *([] if bounds.reached is None else [("of the best reached", _percent(bounds.reached))]),
+        ("error, Lemma 1 as published", "void" if void else cells.number(bounds.lemma1_error)),
+        ("error, sharp bound at R/2", cells.number(bounds.error)),
+        ("β that suffices", cells.number(bounds.beta_for_error)),
+        ("guaranteed radius", cells.number(bounds.guaranteed_radius)),
+        ("exact fixed points (Theorem 2)", _percent(bounds.exact_fraction)),
+    ]
+
+
+def _about(result: Inspection) -> list[tuple[str, str]]:
+    """What is in the bank, and how it came there.
+
+    Returns:
+        What, and how it is.
+    """
+    facts = [("patterns", f"{result.patterns:,} of shape {cells.times(result.shape)}")]
+    facts.append(("feature map", f"{result.objective}, {result.feature_dimension:,} features"))
+    if how := result.learning:
+        facts.append(("loss", " → ".join(cells.number(how.loss.get(key)) for key in ("first", "last"))))
+        facts.append(("steps of gradient descent", f"{how.steps:,}"))
+        facts += [] if how.temperature is None else [("temperature t", f"{how.temperature:g}")]
+        facts += [] if how.batch_size is None else [("patterns in a step", f"{how.batch_size:,}")]
+        facts.append(("seed", str(how.seed)))
+    if came := result.appended:
+        facts.append(("appended", f"{came.appended:,} after the map was learned from {came.learned_from:,}"))
+        change = f"{cells.number(came.delta_before)} → {cells.number(came.delta_now)}"
+        facts.append(("smallest Δ, then → now", change))
+        facts.append(("appended that lie closer than any did", f"{came.closer:,}"))
+    if held := result.stored:
+        facts.append(("stored (Definition 3)", f"{_percent(held.fraction)} of the {held.tested:,} that were run"))
+        facts += [("not stored", _names(held.lost))] if held.lost else []
+    groups = len(result.duplicates)
+    facts.append(("duplicates", f"{groups:,} group{'' if groups == 1 else 's'}" if groups else "none"))
+    return facts
+
+
+def _self_test(result: Inspection) -> list[Html]:
+    """How the bank did on its own patterns, and how many memories share an answer.
+
+    Returns:
+        A sentence and a histogram.
+    """
+    total = max(1, sum(result.metastable.values()))
+    rows = [[size, f"{n:,}", _bar(n / total, "learned")] for size, n in result.metastable.items() if n]
+    told = []
+    if test := result.self_test:
+        noise = f"under {', '.join(test.noise)}" if test.noise else "put as they are"
+        told = [_tag("p", f"Own patterns {noise}: {_percent(test.accuracy)} of {test.queries:,} queries right.")]
+    return [*told, _table(["memories that share the answer", "queries", ""], rows, numbers=range(1, 2))]
+
+
+def _pairs(result: Inspection) -> Html:
+    rows = [[_name(pair.a), _name(pair.b), f"{pair.cosine:.6f}"] for pair in result.closest_pairs]
+    return _table(["a", "b", "cosine"], rows, numbers=range(2, 3))
+
+
+def _worst(result: Inspection) -> Html:
+    rows = [[_name(each.name), cells.number(each.delta), _name(each.nearest)] for each in _in_force(result).worst]
+    return _table(["pattern", "Δ", "closest to"], rows, numbers=range(1, 2))
+
+
+def _duplicates(result: Inspection) -> Html:
+    """Groups of equal patterns, the first few in full.
+
+    Returns:
+        A list.
+    """
+    items = []
+    for group in result.duplicates[:GROUPS]:
+        more = f" = … ({len(group) - NAMED:,} more)" if len(group) > NAMED else ""
+        items.append(_tag("li", Html(" = ".join(map(_name, group[:NAMED]))), more))
+    left = len(result.duplicates) - GROUPS
+    return _tag("ul", *items, *([_tag("li", f"{left:,} more groups")] if left > 0 else []))
+
+
+def _picture(picture: PagePicture) -> Html:
+    source = PNG + b64encode(picture.png).decode()
+    image = Html(f'<img src="{source}" alt="{_text(picture.title)}">')
+    return _tag("figure", image, _tag("figcaption", picture.caption))
+
+
+def _patterns(rows: Sequence[PatternRow], total: int, omitted: int) -> Html:
+    """The place of the table that page.js fills, and what is said where no script runs.
+
+    Returns:
+        The section.
+    """
+    left = f"The bank holds {total:,}; the table leaves {omitted:,} of them out. " if omitted else ""
+    heads = [("delta", "Δ"), ("nearest", "closest to")]
+    picture = [_tag("th", "", scope="col")] if any(row.thumbnail for row in rows) else []
+    buttons = [_tag("th", _tag("button", text, type="button", data_key=key), scope="col") for key, text in heads]
+    name = _tag("th", _tag("button", "pattern", type="button", data_key="name"), scope="col")
+    return _section(
+        "Patterns",
+        _tag("p", left, "Select a heading to sort by it.", class_="note"),
+        _tag("noscript", _tag("p", "To search, this table needs JavaScript; all else on the page is here without it.")),
+        Html('<div id="browse" hidden><label for="search">Names that hold</label>'),
+        Html('<input id="search" type="search" autocomplete="off" spellcheck="false">'),
+        _tag("p", f"{len(rows):,} patterns", id="count", role="status", aria_live="polite"),
+        _tag("table", _tag("thead", _tag("tr", *picture, name, *buttons)), _tag("tbody", ""), id="patterns"),
+        Html('<button id="more" type="button" hidden></button></div>'),
+        wide=True,
+    )
+
+
+def _data(rows: Sequence[PatternRow]) -> Html:
+    """The rows of the table, as JSON of ASCII in which no < is left that could end the script.
+
+    Returns:
+        A list of name, Δ, nearest and thumbnail for each.
+    """
+    table = [
+        [
+            printable(row.name),
+            float(f"{row.delta:.6g}") if math.isfinite(row.delta) else None,
+            printable(row.nearest),
+            *([] if row.thumbnail is None else [b64encode(row.thumbnail).decode()]),
+        ]
+        for row in rows
+    ]
+    return Html(json.dumps(table, separators=(",", ":")).replace("<", "\\u003c"))
+
+
+def _sides(result: Inspection) -> dict[str, SeparationReport]:
+    return {name: report for name, report in result.separation.items() if report is not None}
+
+
+def _in_force(result: Inspection) -> SeparationReport:
+    return list(_sides(result).values())[-1]
+
+
+def _degrees(report: SeparationReport) -> str:
+    angle = report.min_angle_degrees
+    return "–" if angle is None or not math.isfinite(angle) else f"{angle:.4g}°"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
+
+
+def _name(text: str) -> Html:
+    return _tag("bdi", text)
+
+
+def _names(names: Iterable[str]) -> Html:
+    return Html(", ".join(map(_name, names)))
+
+
+def _backticks(text: str) -> Html:
+    """Advice, with what stands in backticks set apart.
+
+    Returns:
+        Every other part as a name.
+    """
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a name with a backtick of its own
+        return _text(text)
+    return Html("".join(_tag("b", part) if i % 2 else _text(part) for i, part in enumerate(parts)))
+
+
+def _bar(share: float, side: str) -> Html:
+    """A share as a bar: attributes of SVG, because the policy of the page allows no style on an element.
+
+    Returns:
+        The picture, which says nothing to those who hear the page: the number stands beside it.
+    """
+    width = 100 * min(1.0, max(0.0, share if math.isfinite(share) else 0.0))
+    return Html(f'<svg class="bar {side}" aria-hidden="true"><rect width="{width:.2f}%" height="100%"/></svg>')
+
+
+def _section(heading: str, *inside: str, wide: bool = False) -> Html:
+    return _tag("section", _tag("h2", heading), *inside, **({"class_": "wide"} if wide else {}))
+
+
+def _facts(facts: Iterable[tuple[str, str]]) -> Html:
+    rows = (_tag("tr", _tag("th", what, scope="row"), _tag("td", value)) for what, value in facts)
+    return _tag("table", _tag("tbody", *rows), class_="facts")
+
+
+def _table(headings: Iterable[str], rows: Iterable[Sequence[str]], numbers: range) -> Html:
+    """A table.
+
+    Args:
+        headings: of its columns.
+        rows: text, or markup.
+        numbers: the columns that hold numbers.
+
+    Returns:
+        The element.
+    """
+
+    def line(kind: str, entries: Sequence[str]) -> Html:
+        scope = {"scope": "col"} if kind == "th" else {}
+        marks = [{"class_": "n"} if i in numbers else {} for i in range(len(entries))]
+        return _tag("tr", *(_tag(kind, each, **scope, **mark) for each, mark in zip(entries, marks, strict=True)))
+
+    return _tag("table", _tag("thead", line("th", list(headings))), _tag("tbody", *(line("td", row) for row in rows)))
+
+
+def _tag(element: str, *inside: str, **attributes: str) -> Html:
+    """An element; what is in it is escaped unless it is markup already.
+
+    Args:
+        element: its name.
+        inside: text and markup.
+        attributes: as in class_="n" and aria_live="polite".
+
+    Returns:
+        The markup.
+    """
+    named = "".join(f' {key.rstrip("_").replace("_", "-")}="{_text(value)}"' for key, value in attributes.items())
+    return Html(f"<{element}{named}>{''.join(map(_text, inside))}</{element}>")
+
+
+def _text(text: str) -> Html:
+    """Text as markup that shows it: what can't be seen, or can't be encoded, is escaped as on a terminal.
+
+    Returns:
+        The text, or itself where it is markup already.
+    """
+    return text if isinstance(text, Html) else Html(escape(printable(text)))
+
+
+def _part(name: str) -> Html:
+    return Html(files("hopmem.report").joinpath(name).read_text(encoding="utf-8"))
+
+
+def _hash(inside: Html) -> str:
+    return f"'sha256-{b64encode(sha256(inside.encode()).digest()).decode()}'"
