@@ -24,7 +24,15 @@
     const td = document.createElement("td");
     td.textContent = text;
     td.className = kind;
-    td.dir = kind === "n" ? "ltr" : "auto";
+    return td;
+  }
+
+  function named(text) {
+    const td = document.createElement("td"), div = document.createElement("div");
+    div.textContent = text;
+    div.className = "name";
+    div.dir = "auto"; // a name from right to left turns nothing around it
+    td.append(div);
     return td;
   }
 
@@ -44,7 +52,7 @@
   function line(row) {
     const tr = document.createElement("tr");
     if (pictures) tr.append(thumbnail(row));
-    tr.append(cell(row.name, "name"), cell(row.delta === null ? "\u2013" : String(row.delta), "n"), cell(row.nearest, "name"));
+    tr.append(named(row.name), named(row.nearest), cell(row.delta === null ? "\u2013" : String(row.delta), "n"));
     return tr;
   }
 

@@ -106,20 +106,32 @@ def _sections(result: Inspection, pictures: Sequence[PagePicture]) -> list[Html]
     Returns:
         A section for each question.
     """
-    several = result.patterns > 1
-    return [
-        _section("What to do next", _tag("ol", *(_tag("li", _backticks(line)) for line in advice(result))), wide=True),
-        _section("At a glance", _tag("dl", *_cards(result), class_="cards"), wide=True),
+    small = [
         _section("How far the patterns lie apart", *_separation(result)),
-        *([_section("Quantiles of Δ", *_quantiles(result))] if several else []),
+        *([_section("Quantiles of Δ", *_quantiles(result))] if result.patterns > 1 else []),
         _section("What theory promises", _facts(_bounds(result))),
-        _section("What the bank holds", _facts(_about(result))),
         _section("Self-test", *_self_test(result)),
+        _section("What the bank holds", _facts(_about(result))),
         *([_section("Closest pairs", _pairs(result))] if result.closest_pairs else []),
         *([_section("Smallest Δ", _worst(result))] if _in_force(result).worst else []),
         *([_section("Duplicates", _duplicates(result))] if result.duplicates else []),
-        *(_section(picture.title, _picture(picture), wide=True) for picture in pictures),
     ]
+    return [
+        _section("What to do next", _advice(result)),
+        _section("At a glance", _tag("dl", *_cards(result), class_="cards")),
+        _tag("div", *small, class_="columns"),
+        *(_section(picture.title, _picture(picture)) for picture in pictures),
+    ]
+
+
+def _advice(result: Inspection) -> Html:
+    """What to do next.
+
+    Returns:
+        A list where there are several things to do.
+    """
+    first, *others = map(_backticks, advice(result))
+    return _tag("ol", *(_tag("li", line) for line in (first, *others))) if others else _tag("p", first)
 
 
 def _subtitle(result: Inspection) -> str:
@@ -187,7 +199,8 @@ def _quantiles(result: Inspection) -> list[Html]:
         bars = Html("").join(_bar((value or 0) / most if most > 0 else 0, name) for name, value in values.items())
         rows.append([f"{float(q) * 100:g} %", *map(cells.number, values.values()), Html(bars)])
     note = "Of the patterns, so many have a Δ of at most so much."
-    return [_table(["", *sides, ""], rows, numbers=range(1, 1 + len(sides))), _tag("p", note, class_="note")]
+    heads = [Html(f"{_bar(1, name)} {name}") for name in sides]
+    return [_table(["", *heads, ""], rows, numbers=range(1 + len(sides))), _tag("p", note, class_="note")]
 
 
 def _bounds(result: Inspection) -> list[tuple[str, str]]:
@@ -246,11 +259,12 @@ def _self_test(result: Inspection) -> list[Html]:
     """
     total = max(1, sum(result.metastable.values()))
     rows = [[size, f"{n:,}", _bar(n / total, "learned")] for size, n in result.metastable.items() if n]
+    note = _tag("p", "How many memories share the answer of how many queries.", class_="note")
     told = []
     if test := result.self_test:
         noise = f"under {', '.join(test.noise)}" if test.noise else "put as they are"
         told = [_tag("p", f"Own patterns {noise}: {_percent(test.accuracy)} of {test.queries:,} queries right.")]
-    return [*told, _table(["memories that share the answer", "queries", ""], rows, numbers=range(1, 2))]
+    return [*told, note, _table(["memories", "queries", ""], rows, numbers=range(1, 2))]
 
 
 def _pairs(result: Inspection) -> Html:
@@ -259,8 +273,8 @@ def _pairs(result: Inspection) -> Html:
 
 
 def _worst(result: Inspection) -> Html:
-    rows = [[_name(each.name), cells.number(each.delta), _name(each.nearest)] for each in _in_force(result).worst]
-    return _table(["pattern", "Δ", "closest to"], rows, numbers=range(1, 2))
+    rows = [[_name(each.name), _name(each.nearest), cells.number(each.delta)] for each in _in_force(result).worst]
+    return _table(["pattern", "closest to", "Δ"], rows, numbers=range(2, 3))
 
 
 def _duplicates(result: Inspection) -> Html:
@@ -290,10 +304,11 @@ def _patterns(rows: Sequence[PatternRow], total: int, omitted: int) -> Html:
         The section.
     """
     left = f"The bank holds {total:,}; the table leaves {omitted:,} of them out. " if omitted else ""
-    heads = [("delta", "Δ"), ("nearest", "closest to")]
-    picture = [_tag("th", "", scope="col")] if any(row.thumbnail for row in rows) else []
-    buttons = [_tag("th", _tag("button", text, type="button", data_key=key), scope="col") for key, text in heads]
-    name = _tag("th", _tag("button", "pattern", type="button", data_key="name"), scope="col")
+    picture = [_tag("th", "", scope="col", class_="thumbnail")] if any(row.thumbnail for row in rows) else []
+    heads = [
+        _tag("th", _tag("button", text, type="button", data_key=key), scope="col", class_=kind)
+        for key, text, kind in (("name", "pattern", ""), ("nearest", "closest to", ""), ("delta", "Δ", "n"))
+    ]
     return _section(
         "Patterns",
         _tag("p", left, "Select a heading to sort by it.", class_="note"),
@@ -301,9 +316,8 @@ def _patterns(rows: Sequence[PatternRow], total: int, omitted: int) -> Html:
         Html('<div id="browse" hidden><label for="search">Names that hold</label>'),
         Html('<input id="search" type="search" autocomplete="off" spellcheck="false">'),
         _tag("p", f"{len(rows):,} patterns", id="count", role="status", aria_live="polite"),
-        _tag("table", _tag("thead", _tag("tr", *picture, name, *buttons)), _tag("tbody", ""), id="patterns"),
+        _tag("table", _tag("thead", _tag("tr", *picture, *heads)), _tag("tbody", ""), id="patterns"),
         Html('<button id="more" type="button" hidden></button></div>'),
-        wide=True,
     )
 
 
@@ -372,8 +386,8 @@ def _bar(share: float, side: str) -> Html:
     return Html(f'<svg class="bar {side}" aria-hidden="true"><rect width="{width:.2f}%" height="100%"/></svg>')
 
 
-def _section(heading: str, *inside: str, wide: bool = False) -> Html:
-    return _tag("section", _tag("h2", heading), *inside, **({"class_": "wide"} if wide else {}))
+def _section(heading: str, *inside: str) -> Html:
+    return _tag("section", _tag("h2", heading), *inside)
 
 
 def _facts(facts: Iterable[tuple[str, str]]) -> Html:
