@@ -177,6 +177,8 @@ class Inspection:
     stored: StoredReport | None = None  # None of a single pattern
     self_test: SelfTest | None = None  # what `metastable` counts
     appended: Appended | None = None  # None where nothing was
+    alpha: float = 1.0  # of Theorem 2, the runs and the self-test
+    beta: float = 0.0  # at which they and the bounds were evaluated
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,12 @@
 import io
 from collections.abc import Iterator
 
-import numpy as np
 from PIL import Image
 
 from hopmem.verbs.portrait import Portrait
 
-SIDE = 40  # pixels, at most
-ROOM = 2_500_000  # bytes of all of them
+SIDE, COLOURS = 40, 48  # pixels, at most; and different colours of one
+ROOM = 2_000_000  # bytes of all of them
 
 
 def thumbnails(portrait: Portrait, rows: list[int]) -> Iterator[bytes | None]:
@@ -32,6 +31,6 @@ def thumbnails(portrait: Portrait, rows: list[int]) -> Iterator[bytes | None]:
         picture = Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] != 3 else pixels)
         picture.thumbnail((SIDE, SIDE))
         raw = io.BytesIO()
-        picture.convert("P" if np.asarray(picture).ndim == 3 else "L").save(raw, "PNG", optimize=True)
+        (picture if picture.mode == "L" else picture.quantize(COLOURS)).save(raw, "PNG", optimize=True)
         room -= len(raw.getvalue())
         yield raw.getvalue()

@@ -142,7 +142,7 @@ def _blended(result: Inspection) -> list[str]:
     shared = total - result.metastable.get("1", 0)
     if not total or shared / total <= BLENDED:
         return []
-    cure = _beta(result) or "a larger β separates them"
+    cure = _beta(result) or "let hopmem retrieve --min-confidence reject those that are unsure"
     return [f"In the self-test {_percent(shared / total)} of the answers are blends of several patterns: {cure}."]
 
 
@@ -162,10 +162,10 @@ def _beta(result: Inspection) -> str:
     """The β that suffices.
 
     Returns:
-        How to raise it, or nothing where none suffices.
+        How to raise it, or nothing where none suffices, or it is as large already.
     """
     beta = result.bounds.beta_for_error
-    return "" if beta is None or not math.isfinite(beta) else f"raise β to {beta:.6g} (hopmem retrieve --beta)"
+    return "" if beta is None or not result.beta < beta < math.inf else f"raise β to {beta:.6g} (hopmem retrieve --beta)"
 
 
 def _among(pair: ClosePair, groups: list[set[str]]) -> bool:

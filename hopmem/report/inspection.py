@@ -86,6 +86,7 @@ def _quantiles(result: Inspection) -> Table:
 def _bounds(result: Inspection) -> Table:
     bounds = result.bounds
     table = cells.facts("bounds")
+    table.add_row("at", f"β {result.beta:.6g}, α {result.alpha:g}")
     best = f"{cells.number(bounds.lower)} to {cells.number(bounds.upper)}"
     table.add_row("best possible smallest Δ", best if bounds.optimum is None else cells.number(bounds.optimum))
     if bounds.reached is not None:

@@ -95,6 +95,8 @@ def inspect(
         stored=definition_3(bank, in_force.radius, trial, device, budget, watch),
         self_test=SelfTest(trial.noise, len(trial.support), float(trial.right.double().mean())),
         appended=_appended(bank, in_force.delta),
+        alpha=trial.alpha,
+        beta=trial.beta,
     )
 
 
