@@ -165,7 +165,9 @@ def _beta(result: Inspection) -> str:
         How to raise it, or nothing where none suffices, or it is as large already.
     """
     beta = result.bounds.beta_for_error
-    return "" if beta is None or not result.beta < beta < math.inf else f"raise β to {beta:.6g} (hopmem retrieve --beta)"
+    if beta is None or not result.beta < beta < math.inf:
+        return ""
+    return f"raise β to {beta:.6g} (hopmem retrieve --beta)"
 
 
 def _among(pair: ClosePair, groups: list[set[str]]) -> bool:
