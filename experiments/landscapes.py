@@ -83,16 +83,16 @@ def draw(axis: Axes, F: Tensor, at: Tensor, phi: FeatureMap, side: int) -> None:
     low, high = float(E.min()), float(E.quantile(0.75))
     levels = [low + (high - low) * (step / 14) ** 2 for step in range(15)]
     axis.contourf(line, line, E.numpy(), levels=levels, cmap="cividis", extend="max")
-    axis.contour(line, line, E.numpy(), levels=levels[1:], colors="black", linewidths=0.4, alpha=0.6)
-    axis.plot(*at.T.numpy(), "o", markersize=7, color="#D55E00", markeredgecolor="white", markeredgewidth=1.3)
+    axis.contour(line, line, E.numpy(), levels=levels[2::3], colors="black", linewidths=0.4, linestyles="solid")
+    axis.plot(*at.T.numpy(), "o", markersize=6, color="#D55E00", markeredgecolor="white", markeredgewidth=1.3)
     axis.set_aspect("equal")
-    axis.set_title(f"barrier {facts(F)[-1]:.3f}", fontsize=9)
+    axis.set_title(f"barrier {facts(F)[-1]:.3f}", fontsize=8)
 
 
 def run(setting: Setting) -> None:
     """Draw both sets of memories after each N, both ways, and write what their energies are."""
     side = 60 if setting.quick else 240
-    figure = Figure(figsize=(2.3 * len(STEPS) + 0.5, 10), layout="constrained")
+    figure = Figure(figsize=(1.9 * len(STEPS) + 0.5, 8.4), layout="constrained")
     axes = figure.subplots(2 * len(DEGREES), len(STEPS), sharex=True, sharey=True)
     rows = []
     for lines, degrees in zip((axes[:2], axes[2:]), DEGREES, strict=True):
@@ -106,7 +106,7 @@ def run(setting: Setting) -> None:
             draw(lines[1, column], Z, Z, FeatureMap(), side)
             angle = math.degrees(math.acos(max(-1.0, min(1.0, facts(F)[0]))))
             lines[0, column].set_title(
-                f"N = {N}: features {angle:.0f}° apart\n{lines[0, column].get_title()}", fontsize=9
+                f"N = {N}: features {angle:.0f}° apart\n{lines[0, column].get_title()}", fontsize=8
             )
         lines[0, 0].set_ylabel(f"{len(Xi)} memories,\nas published, over x")
         lines[1, 0].set_ylabel(f"{len(Xi)} memories,\nunit features, over y")
