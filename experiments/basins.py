@@ -68,10 +68,9 @@ def shares(ends: Tensor) -> list[float]:
 def draw(axis: Axes, Xi: Tensor, ends: Tensor) -> None:
     """The basins of one map and one α."""
     side = round(len(ends) ** 0.5)
-    axis.imshow(
-        ends.reshape(side, side), origin="lower", extent=(-REACH, REACH, -REACH, REACH), cmap=ListedColormap(COLOURS),
-        vmin=NOWHERE, vmax=COUNT - 1, interpolation="nearest",
-    )  # fmt: skip
+    grid, corners = ends.reshape(side, side).numpy(), (-REACH, REACH, -REACH, REACH)
+    colours = ListedColormap(COLOURS)
+    axis.imshow(grid, colours, vmin=NOWHERE, vmax=COUNT - 1, interpolation="nearest", origin="lower", extent=corners)
     for number, (x, y) in enumerate(Xi.tolist()):
         axis.plot(x, y, MARKS[number], color=COLOURS[1 + number], markeredgecolor="black", markersize=7)
     axis.set_title(f"{100 * shares(ends)[-1]:.0f} % nowhere", fontsize=9)

@@ -64,7 +64,9 @@ def gap(bank: MemoryBank, X: Tensor) -> float:
     return float((S.amax(1) - S.mean(1)).mean())
 
 
-def shares(bank: MemoryBank, X: Tensor, alpha: float, beta: float) -> tuple[dict[str, float], float]:
+def shares(
+    bank: MemoryBank, X: Tensor, alpha: float, beta: float, updates: int = UPDATES
+) -> tuple[dict[str, float], float]:
     """The share of queries whose fixed point has each size, and of those that end with their own memory on top.
 
     Args:
@@ -72,11 +74,12 @@ def shares(bank: MemoryBank, X: Tensor, alpha: float, beta: float) -> tuple[dict
         X: queries [B, d], copies of all memories one after another.
         alpha: of the entmax.
         beta: on unit features.
+        updates: at most so many.
 
     Returns:
         Shares by size, for all of SIZES, and the share that is right.
     """
-    answer = hopmem.retrieve(bank, X, alpha=alpha, beta=beta, steps=UPDATES)
+    answer = hopmem.retrieve(bank, X, alpha=alpha, beta=beta, steps=updates)
     found = Counter(answer.support.tolist())
     counted = [found[size] for size in range(MOST + 1)]
     sizes = {name: count / len(X) for name, count in zip(SIZES, [*counted, len(X) - sum(counted)], strict=True)}
@@ -84,7 +87,7 @@ def shares(bank: MemoryBank, X: Tensor, alpha: float, beta: float) -> tuple[dict
 
 
 def measure(
-    data: str, raw: MemoryBank, learned: MemoryBank, X: Tensor
+    data: str, raw: MemoryBank, learned: MemoryBank, X: Tensor, updates: int = UPDATES
 ) -> Iterator[tuple[Key, dict[str, float], float]]:
     """Sizes for every map, α, β and protocol.
 
@@ -100,7 +103,7 @@ def measure(
             for protocol in PROTOCOLS:
                 beta = published * length * factors[protocol]
                 for alpha in ALPHAS:
-                    yield (data, name, alpha, published, beta, protocol), *shares(bank, X, alpha, beta)
+                    yield (data, name, alpha, published, beta, protocol), *shares(bank, X, alpha, beta, updates)
 
 
 def draw(axis: Axes, bars: dict[str, list[float]]) -> None:
@@ -109,9 +112,11 @@ def draw(axis: Axes, bars: dict[str, list[float]]) -> None:
     below = [0.0] * len(bars)
     for place, size in enumerate(SIZES):
         heights = [values[place] for values in bars.values()]
-        drawn = axis.bar(list(bars), heights, bottom=below, color=colours[place], edgecolor="white", linewidth=0.4)
+        axis.bar(range(len(bars)), heights, bottom=below, color=colours[place], edgecolor="white", linewidth=0.4)
         ink = "black" if place < len(SIZES) / 2 else "white"  # on the light and on the dark half
-        axis.bar_label(drawn, [size if each > 0.07 else "" for each in heights], label_type="center", color=ink, size=7)
+        for bar, (low, height) in enumerate(zip(below, heights, strict=True)):
+            if height > 0.07:  # where there is room
+                axis.text(bar, low + height / 2, size, ha="center", va="center", color=ink, size=7)
         below = [low + each for low, each in zip(below, heights, strict=True)]
     axis.set_xticks(range(len(bars)), list(bars), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set_ylim(0, 1)
@@ -163,7 +168,7 @@ def run(setting: Setting) -> None:
     rows = []
     for seed in setting.repeat(5):
         for data, raw, learned, X in trials(setting, seed):
-            for key, sizes, right in measure(data, raw, learned, X):
+            for key, sizes, right in measure(data, raw, learned, X, 10 if setting.quick else UPDATES):
                 rows += [(seed, *key, size, share, right) for size, share in sizes.items()]
     setting.write("metastable", HEADER, rows)
     setting.save(picture(rows), "metastable")
