@@ -14,6 +14,7 @@ length of the memories. Protocol *published* gives both maps that β; *matched* 
 β · mean over queries of (largest score − mean score) equals that of the raw map, so that no map is merely colder.
 """
 
+import statistics
 from collections import Counter
 from collections.abc import Iterator
 
@@ -106,8 +107,8 @@ def measure(
                     yield (data, name, alpha, published, beta, protocol), *shares(bank, X, alpha, beta, updates)
 
 
-def draw(axis: Axes, bars: dict[str, list[float]]) -> None:
-    """Bars of shares, the smallest size below, lightest."""
+def draw(axis: Axes, bars: dict[str, list[float]], right: list[float]) -> None:
+    """Bars of shares, the smallest size below, lightest, and above each how many queries end right."""
     colours = [colormaps["cividis"](1 - place / (len(SIZES) - 1)) for place in range(len(SIZES))]
     below = [0.0] * len(bars)
     for place, size in enumerate(SIZES):
@@ -119,7 +120,10 @@ def draw(axis: Axes, bars: dict[str, list[float]]) -> None:
                 axis.text(bar, low + height / 2, size, ha="center", va="center", color=ink, size=7)
         below = [low + each for low, each in zip(below, heights, strict=True)]
     axis.set_xticks(range(len(bars)), list(bars), rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
-    axis.set_ylim(0, 1)
+    for bar, share in enumerate(right):
+        axis.text(bar, 1.02, f"{100 * share:.0f}", ha="center", va="bottom", size=7)
+    axis.set_ylim(0, 1.1)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def picture(rows: list[tuple]) -> Figure:
@@ -129,16 +133,19 @@ def picture(rows: list[tuple]) -> Figure:
     axes = figure.subplots(len(PROTOCOLS), len(panels), sharex=True, sharey=True)
     for line, protocol in zip(axes, PROTOCOLS, strict=True):
         for axis, (data, beta) in zip(line, panels, strict=True):
-            bars: dict[str, list[float]] = {}
+            bars, right = dict[str, list[float]](), list[float]()
             for alpha in ALPHAS:
                 for name in ("raw", "U-Hop+"):
                     kept = [row for row in rows if row[1:5] == (data, name, alpha, beta) and row[6] == protocol]
                     shared = [[row[8] for row in kept if row[7] == size] for size in SIZES]
-                    bars[f"{NAMES[alpha]}, {name}"] = [sum(each) / len(each) for each in shared]
-            draw(axis, bars)
+                    bars[f"{NAMES[alpha]}, {name}"] = [statistics.fmean(each) for each in shared]
+                    right.append(statistics.fmean(row[9] for row in kept))
+            draw(axis, bars, right)
             axis.set_title(f"{data},\nβ = {beta:g}, {protocol}", fontsize=9)
         line[0].set_ylabel("share of queries")
-    figure.suptitle("Memories that share a fixed point (numbers in the bars)")
+    figure.suptitle(
+        "Memories that share a fixed point (in the bars), and queries that end at their own memory in per cent (above)"
+    )
     return figure
 
 
