@@ -22,7 +22,8 @@ from experiments.landscapes import plane
 from experiments.published import algorithm_1
 from experiments.setting import Setting
 from hopmem.model.hopfield import Dynamics, retrieve
-from hopmem.model.kernel import FeatureMap, Features, Patterns
+from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
+from hopmem.model.separation import average_loss, largest
 
 COUNT, BETA = 5, 20.0
 STEPS = (0, 1, 2, 5)
@@ -113,8 +114,10 @@ def run(setting: Setting) -> None:
         Xi = memories(seed)
         maps = {N: algorithm_1(Xi, steps=N) for N in STEPS}
         found = [(N, alpha, reached(Xi, phi, X, alpha)) for N, phi in maps.items() for alpha in ALPHAS]
-        rows += [(seed, N, alpha, *shares(ends)) for N, alpha, ends in found]
+        features = {N: unit(phi(Xi)) for N, phi in maps.items()}
+        apart = {N: (float(average_loss(Z, t=2.0)), largest(Z)) for N, Z in features.items()}
+        rows += [(seed, N, alpha, *apart[N], *shares(ends)) for N, alpha, ends in found]
         if seed == 0:
             setting.save(picture(found, Xi), "basins")
-    header = ["seed", "N", "alpha", *(f"memory {number}" for number in range(1, 1 + COUNT)), "nowhere"]
-    setting.write("basins", header, rows)
+    memory = [f"memory {number}" for number in range(1, 1 + COUNT)]
+    setting.write("basins", ["seed", "N", "alpha", "average loss", "largest cosine", *memory, "nowhere"], rows)

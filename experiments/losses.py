@@ -126,7 +126,9 @@ def draw(axis: Axes, rows: list[tuple], counts: tuple[int, ...], column: int) ->
         steps = sorted({row[5] for row in kept if row[4] == "Algorithm 1"})
         curve = [[row[column] for row in kept if row[4] == "Algorithm 1" and row[5] == step] for step in steps]
         axis.plot(steps, [statistics.fmean(each) for each in curve], style, color=colour, label=f"M = {M}")
-        axis.fill_between(steps, [min(each) for each in curve], [max(each) for each in curve], color=colour, alpha=0.2)
+        axis.fill_between(
+            steps, [min(each) for each in curve], [max(each) for each in curve], color=colour, alpha=0.2, linewidth=0
+        )
         ends = [row for row in kept if row[4] == "hopmem"]
         axis.plot([row[5] for row in ends], [row[column] for row in ends], "s", color=colour, markerfacecolor="none")
         limit = best(kept[0][3], M)[column - 6]
