@@ -357,6 +357,24 @@ def test_a_search_is_plain_text(tmp_path: Path, query: str) -> None:
 
 
 @needs_browser
+def test_a_heading_sorts_and_typing_filters(tmp_path: Path) -> None:
+    """A copy of the page has a hand of its own: it selects a heading, and another twice, and then types."""
+    hand = """<script>
+      const select = (key) => document.querySelector(`[data-key=${key}]`).click();
+      select("name"); document.title = document.querySelector(".name").textContent;
+      select("delta"); select("delta");
+      document.title += " " + document.querySelector("[aria-sort=descending]").textContent;
+      const search = document.getElementById("search");
+      search.value = "p"; search.dispatchEvent(new Event("input"));
+    </script>"""
+    text = page("bank", full(), rows(["p10", "q3", "p9", "p2"]), [])
+    found, log = browse(tmp_path, unguarded(text).replace("</body>", hand + "</body>"))
+    assert found.text["title"] == ["p2 Δ"]
+    assert shown(found) == ["p2", "p9", "p10"]  # the largest Δ first
+    assert not complaints(log)
+
+
+@needs_browser
 @pytest.mark.parametrize("width", [360, 800, 1600])
 def test_the_page_never_scrolls_sideways(tmp_path: Path, width: int) -> None:
     """A window is never narrower than 500 pixels, so a copy of the page that tells its width stands in a frame."""
