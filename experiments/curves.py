@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import hopmem
 from hopmem.bank import MemoryBank
@@ -105,7 +106,7 @@ def panels(points: Sequence[Point], x: str, label: str) -> Figure:
         level = f":{mine[0].level:g}" if x == "size" else ""
         grid[0, column].set_title(f"{data}, {noise}{level}")
         grid[1, column].set_xlabel(label if x == "size" else f"{label} of {noise}")
-    _scales(grid[0, 0], grid[1, 0])
+    _scales(grid[0, 0], grid[1, 0], max(point.error for point in points))
     handles = {
         text: handle for axes in grid.flat for handle, text in zip(*axes.get_legend_handles_labels(), strict=True)
     }
@@ -113,10 +114,10 @@ def panels(points: Sequence[Point], x: str, label: str) -> Figure:
     return figure
 
 
-def _scales(error: Axes, accuracy: Axes) -> None:
+def _scales(error: Axes, accuracy: Axes, largest: float) -> None:
     """Errors on a scale that shows none as well as hundreds; shares from 0 to 1."""
     error.set_yscale("symlog", linthresh=0.1)
-    error.set(ylim=(-0.01, None), ylabel="error: sum of squares")
+    error.set(ylim=(-0.02, max(1.0, 2 * largest)), ylabel="error: sum of squares")
     accuracy.set(ylim=(-0.03, 1.03), ylabel="accuracy")
 
 
@@ -134,11 +135,12 @@ def _curves(axes: Axes, points: Sequence[Point], x: str, value: str) -> None:
         spread = [stdev(found[each]) if len(found[each]) > 1 else 0.0 for each in at]
         color, marker, line = STYLES[method]
         low, high = ([m + sign * s for m, s in zip(middle, spread, strict=True)] for sign in (-1, 1))
-        axes.fill_between(at, [max(0.0, each) for each in low], high, color=color, alpha=0.12, linewidth=0)
+        axes.fill_between(at, [max(0.0, each) for each in low], high, color=color, alpha=0.09, linewidth=0)
         size = 11 - 0.8 * number  # lines that lie on one another stay visible as nested marks
         axes.plot(
             at, middle, color=color, marker=marker, linestyle=line, markersize=size, fillstyle="none", label=method
         )
     if x == "size":
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(alpha=0.25)
