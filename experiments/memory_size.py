@@ -3,8 +3,8 @@
     python -m experiments memory_size --data FOLDER [--seeds 10]
 
 Every method runs at its own best β, found on corruptions of its own. What is learned is learned for fewer seeds and
-sizes than what is not, so that all of it takes some twenty minutes on two cores; rows that were not run are not in the
-CSV.
+sizes than what is not, so that all of it takes about half an hour on one core (an estimate from parts of it); rows
+that were not run are not in the CSV.
 """
 
 from collections.abc import Iterator
