@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench experiments clean
 
 # The environment: made once, and again whenever the dependencies change.
 .venv/.ready: pyproject.toml constraints.txt
@@ -25,5 +25,9 @@ check: .venv/.ready
 bench: .venv/.ready
 	$(BIN)/python benchmarks/run.py --json benchmarks/results.json $(if $(AGAINST),--against $(AGAINST))
 
+# The papers' figures and tables, from the data in the folder HOPMEM_DATA (see docs/reproduction.md).
+experiments: .venv/.ready
+	$(BIN)/python -m experiments all
+
 clean:
-	rm -rf .venv demo build *.egg-info
+	rm -rf .venv demo results build *.egg-info

@@ -61,6 +61,17 @@ def test_every_command_line_of_the_readme_runs_in_order(workplace):
     assert Path("restored.png").exists()
 
 
+@pytest.mark.slow  # it learns a map
+def test_the_commands_of_the_pages_run_one_after_another(workplace):
+    pytest.importorskip("matplotlib")
+    for name in ("store", "optimize", "retrieve", "inspect", "evaluate"):
+        page = (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        (command,) = re.findall(r"^```sh\n(.*?)\n```", page, re.MULTILINE | re.DOTALL)
+        assert command.startswith(f"hopmem {name} ")
+        shell(command)
+    assert {"bank.html", "learning.png", "sheet.png", "evaluate.png", "pictures"} <= {p.name for p in Path.cwd().iterdir()}
+
+
 def test_every_command_in_the_readmes_table_runs(workplace):
     commands = re.findall(r"`(hopmem store [^`]+)`", README)
     assert len(commands) >= 2

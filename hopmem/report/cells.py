@@ -37,19 +37,18 @@ def sparkline(values: Sequence[float], width: int = 40) -> str:
         width: letters, at most.
 
     Returns:
-        Blocks from the lowest to the highest value; empty of fewer than two values.
+        Blocks from the lowest to the highest value; empty where nothing falls or rises.
 
     >>> sparkline([4.0, 3.0, 1.0, 0.0])
-    '█▆▂▁'
+    '█▆▃▁'
     """
     kept = [value for value in values if math.isfinite(value)]
-    if len(kept) < 2:
+    if len(set(kept)) < 2:
         return ""
     count = min(width, len(kept))
     shown = [kept[round(place * (len(kept) - 1) / (count - 1))] for place in range(count)]
     low, high = min(shown), max(shown)
-    scale = (len(HEIGHTS) - 1) / (high - low) if high > low else 0.0
-    return "".join(HEIGHTS[round((value - low) * scale)] for value in shown)
+    return "".join(HEIGHTS[round((value - low) / (high - low or 1) * (len(HEIGHTS) - 1))] for value in shown)
 
 
 def facts(heading: str) -> Table:
