@@ -69,7 +69,8 @@ def test_the_commands_of_the_pages_run_one_after_another(workplace):
         (command,) = re.findall(r"^```sh\n(.*?)\n```", page, re.MULTILINE | re.DOTALL)
         assert command.startswith(f"hopmem {name} ")
         shell(command)
-    assert {"bank.html", "learning.png", "sheet.png", "evaluate.png", "pictures"} <= {p.name for p in Path.cwd().iterdir()}
+    written = {path.name for path in Path.cwd().iterdir()}
+    assert {"bank.html", "learning.png", "sheet.png", "evaluate.png", "pictures"} <= written
 
 
 def test_every_command_in_the_readmes_table_runs(workplace):
