@@ -1,21 +1,21 @@
 """The statistics of a bank as one HTML page that needs nothing else: no network, no library, no second file.
 
-A name can be any text, so text becomes markup in one place only (`_text` escapes whatever is no `Html` already), and
-the table of patterns is data, which page.js puts into the page as text.
+A name can be any text, so text becomes markup in one place only (`markup.shown` escapes whatever is no `Html` already),
+and the table of patterns is data, which page.js puts into the page as text.
 """
 
 import json
 import math
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from html import escape
 from importlib.resources import files
 
 from hopmem.errors import printable
 from hopmem.report import cells
 from hopmem.report.advice import advice
+from hopmem.report.markup import Html, bar, facts_of, name_of, names_of, section, set_apart, shown, table_of, tag
 from hopmem.results import Inspection, SeparationReport
 
 NAMED = 10  # names of a group of duplicates
@@ -43,12 +43,6 @@ class PagePicture:
     png: bytes
 
 
-class Html(str):
-    """Text that is markup already."""
-
-    __slots__ = ()
-
-
 def page(
     title: str,
     inspection: Inspection,
@@ -70,13 +64,13 @@ def page(
     """
     style, script = _part("page.css"), _part("page.js")
     body = [
-        _tag("header", _tag("h1", _name(title)), _tag("p", _subtitle(inspection), class_="lead")),
-        _tag("main", *_sections(inspection, pictures), _patterns(patterns, inspection.patterns, omitted)),
-        _tag("footer", "Written by hopmem inspect. The page holds all that it shows and loads nothing."),
-        _tag("script", _data(patterns), type="application/json", id="rows"),
-        _tag("script", script),
+        tag("header", tag("h1", name_of(title)), tag("p", _subtitle(inspection), class_="lead")),
+        tag("main", *_sections(inspection, pictures), _patterns(patterns, inspection.patterns, omitted)),
+        tag("footer", "Written by hopmem inspect. The page holds all that it shows and loads nothing."),
+        tag("script", _data(patterns), type="application/json", id="rows"),
+        tag("script", script),
     ]
-    return f'<!DOCTYPE html>\n<html lang="en">\n{_head(title, style, script)}\n{_tag("body", *body)}\n</html>\n'
+    return f'<!DOCTYPE html>\n<html lang="en">\n{_head(title, style, script)}\n{tag("body", *body)}\n</html>\n'
 
 
 def _head(title: str, style: Html, script: Html) -> Html:
@@ -89,14 +83,14 @@ def _head(title: str, style: Html, script: Html) -> Html:
         f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
         "base-uri 'none'; form-action 'none'"
     )
-    return _tag(
+    return tag(
         "head",
         Html('<meta charset="utf-8">'),
         Html(f'<meta http-equiv="Content-Security-Policy" content="{allowed}">'),
         Html('<meta name="viewport" content="width=device-width, initial-scale=1">'),
         Html('<meta name="color-scheme" content="light dark">'),
-        _tag("title", f"{title[:TITLE]} · hopmem inspect"),
-        _tag("style", style),
+        tag("title", f"{title[:TITLE]} · hopmem inspect"),
+        tag("style", style),
     )
 
 
@@ -107,20 +101,20 @@ def _sections(result: Inspection, pictures: Sequence[PagePicture]) -> list[Html]
         A section for each question.
     """
     small = [
-        _section("How far the patterns lie apart", *_separation(result)),
-        *([_section("Quantiles of Δ", *_quantiles(result))] if result.patterns > 1 else []),
-        _section("What theory promises", _facts(_bounds(result))),
-        _section("Self-test", *_self_test(result)),
-        _section("What the bank holds", _facts(_about(result))),
-        *([_section("Closest pairs", _pairs(result))] if result.closest_pairs else []),
-        *([_section("Smallest Δ", _worst(result))] if _in_force(result).worst else []),
-        *([_section("Duplicates", _duplicates(result))] if result.duplicates else []),
+        section("How far the patterns lie apart", *_separation(result)),
+        *([section("Quantiles of Δ", *_quantiles(result))] if result.patterns > 1 else []),
+        section("What theory promises", facts_of(_bounds(result))),
+        section("Self-test", *_self_test(result)),
+        section("What the bank holds", facts_of(_about(result))),
+        *([section("Closest pairs", _pairs(result))] if result.closest_pairs else []),
+        *([section("Smallest Δ", _worst(result))] if _in_force(result).worst else []),
+        *([section("Duplicates", _duplicates(result))] if result.duplicates else []),
     ]
     return [
-        _section("What to do next", _advice(result)),
-        _section("At a glance", _tag("dl", *_cards(result), class_="cards")),
-        _tag("div", *small, class_="columns"),
-        *(_section(picture.title, _picture(picture)) for picture in pictures),
+        section("What to do next", _advice(result)),
+        section("At a glance", tag("dl", *_cards(result), class_="cards")),
+        tag("div", *small, class_="columns"),
+        *(section(picture.title, _picture(picture)) for picture in pictures),
     ]
 
 
@@ -130,8 +124,8 @@ def _advice(result: Inspection) -> Html:
     Returns:
         A list where there are several things to do.
     """
-    first, *others = map(_backticks, advice(result))
-    return _tag("ol", *(_tag("li", line) for line in (first, *others))) if others else _tag("p", first)
+    first, *others = map(set_apart, advice(result))
+    return tag("ol", *(tag("li", line) for line in (first, *others))) if others else tag("p", first)
 
 
 def _subtitle(result: Inspection) -> str:
@@ -159,7 +153,7 @@ def _cards(result: Inspection) -> list[Html]:
         cards.append(("stored", _percent(held.fraction), f"of {held.tested:,} by Definition 3"))
     cards.append(("guaranteed radius", cells.number(result.bounds.guaranteed_radius), "in feature space"))
     return [
-        _tag("div", _tag("dt", what), _tag("dd", value), _tag("dd", note, class_="note")) for what, value, note in cards
+        tag("div", tag("dt", what), tag("dd", value), tag("dd", note, class_="note")) for what, value, note in cards
     ]
 
 
@@ -182,7 +176,7 @@ def _separation(result: Inspection) -> list[Html]:
         )
     ]
     note = "Δ of a pattern is 1 − its largest cosine to another: at 0 it has a twin. R is half the smallest distance."
-    return [_table(["", *sides], rows, numbers=range(1, 3)), _tag("p", note, class_="note")]
+    return [table_of(["", *sides], rows, numbers=range(1, 3)), tag("p", note, class_="note")]
 
 
 def _quantiles(result: Inspection) -> list[Html]:
@@ -196,11 +190,11 @@ def _quantiles(result: Inspection) -> list[Html]:
     rows = []
     for q in next(iter(sides.values())):
         values = {name: spread.get(q) for name, spread in sides.items()}
-        bars = Html("").join(_bar((value or 0) / most if most > 0 else 0, name) for name, value in values.items())
+        bars = Html("").join(bar((value or 0) / most if most > 0 else 0, name) for name, value in values.items())
         rows.append([f"{float(q) * 100:g} %", *map(cells.number, values.values()), Html(bars)])
     note = "Of the patterns, so many have a Δ of at most so much."
-    heads = [Html(f"{_bar(1, name)} {name}") for name in sides]
-    return [_table(["", *heads, ""], rows, numbers=range(1 + len(sides))), _tag("p", note, class_="note")]
+    heads = [Html(f"{bar(1, name)} {name}") for name in sides]
+    return [table_of(["", *heads, ""], rows, numbers=range(1 + len(sides))), tag("p", note, class_="note")]
 
 
 def _bounds(result: Inspection) -> list[tuple[str, str]]:
@@ -245,7 +239,7 @@ def _about(result: Inspection) -> list[tuple[str, str]]:
         facts.append(("appended that lie closer than any did", f"{came.closer:,}"))
     if held := result.stored:
         facts.append(("stored (Definition 3)", f"{_percent(held.fraction)} of the {held.tested:,} that were run"))
-        facts += [("not stored", _names(held.lost))] if held.lost else []
+        facts += [("not stored", names_of(held.lost))] if held.lost else []
     groups = len(result.duplicates)
     facts.append(("duplicates", f"{groups:,} group{'' if groups == 1 else 's'}" if groups else "none"))
     return facts
@@ -258,23 +252,23 @@ def _self_test(result: Inspection) -> list[Html]:
         A sentence and a histogram.
     """
     total = max(1, sum(result.metastable.values()))
-    rows = [[size, f"{n:,}", _bar(n / total, "learned")] for size, n in result.metastable.items() if n]
-    note = _tag("p", "How many memories share the answer of how many queries.", class_="note")
+    rows = [[size, f"{n:,}", bar(n / total, "learned")] for size, n in result.metastable.items() if n]
+    note = tag("p", "How many memories share the answer of how many queries.", class_="note")
     told = []
     if test := result.self_test:
         noise = f"under {', '.join(test.noise)}" if test.noise else "put as they are"
-        told = [_tag("p", f"Own patterns {noise}: {_percent(test.accuracy)} of {test.queries:,} queries right.")]
-    return [*told, note, _table(["memories", "queries", ""], rows, numbers=range(1, 2))]
+        told = [tag("p", f"Own patterns {noise}: {_percent(test.accuracy)} of {test.queries:,} queries right.")]
+    return [*told, note, table_of(["memories", "queries", ""], rows, numbers=range(1, 2))]
 
 
 def _pairs(result: Inspection) -> Html:
-    rows = [[_name(pair.a), _name(pair.b), f"{pair.cosine:.6f}"] for pair in result.closest_pairs]
-    return _table(["a", "b", "cosine"], rows, numbers=range(2, 3))
+    rows = [[name_of(pair.a), name_of(pair.b), f"{pair.cosine:.6f}"] for pair in result.closest_pairs]
+    return table_of(["a", "b", "cosine"], rows, numbers=range(2, 3))
 
 
 def _worst(result: Inspection) -> Html:
-    rows = [[_name(each.name), _name(each.nearest), cells.number(each.delta)] for each in _in_force(result).worst]
-    return _table(["pattern", "closest to", "Δ"], rows, numbers=range(2, 3))
+    rows = [[name_of(each.name), name_of(each.nearest), cells.number(each.delta)] for each in _in_force(result).worst]
+    return table_of(["pattern", "closest to", "Δ"], rows, numbers=range(2, 3))
 
 
 def _duplicates(result: Inspection) -> Html:
@@ -286,15 +280,15 @@ def _duplicates(result: Inspection) -> Html:
     items = []
     for group in result.duplicates[:GROUPS]:
         more = f" = … ({len(group) - NAMED:,} more)" if len(group) > NAMED else ""
-        items.append(_tag("li", Html(" = ".join(map(_name, group[:NAMED]))), more))
+        items.append(tag("li", Html(" = ".join(map(name_of, group[:NAMED]))), more))
     left = len(result.duplicates) - GROUPS
-    return _tag("ul", *items, *([_tag("li", f"{left:,} more groups")] if left > 0 else []))
+    return tag("ul", *items, *([tag("li", f"{left:,} more groups")] if left > 0 else []))
 
 
 def _picture(picture: PagePicture) -> Html:
     source = PNG + b64encode(picture.png).decode()
-    image = Html(f'<img src="{source}" alt="{_text(picture.title)}">')
-    return _tag("figure", image, _tag("figcaption", picture.caption))
+    image = Html(f'<img src="{source}" alt="{shown(picture.title)}">')
+    return tag("figure", image, tag("figcaption", picture.caption))
 
 
 def _patterns(rows: Sequence[PatternRow], total: int, omitted: int) -> Html:
@@ -304,19 +298,19 @@ def _patterns(rows: Sequence[PatternRow], total: int, omitted: int) -> Html:
         The section.
     """
     left = f"The bank holds {total:,}; the table leaves {omitted:,} of them out. " if omitted else ""
-    picture = [_tag("th", "", scope="col", class_="thumbnail")] if any(row.thumbnail for row in rows) else []
+    picture = [tag("th", "", scope="col", class_="thumbnail")] if any(row.thumbnail for row in rows) else []
     heads = [
-        _tag("th", _tag("button", text, type="button", data_key=key), scope="col", class_=kind)
+        tag("th", tag("button", text, type="button", data_key=key), scope="col", class_=kind)
         for key, text, kind in (("name", "pattern", ""), ("nearest", "closest to", ""), ("delta", "Δ", "n"))
     ]
-    return _section(
+    return section(
         "Patterns",
-        _tag("p", left, "Select a heading to sort by it.", class_="note"),
-        _tag("noscript", _tag("p", "To search, this table needs JavaScript; all else on the page is here without it.")),
+        tag("p", left, "Select a heading to sort by it.", class_="note"),
+        tag("noscript", tag("p", "To search, this table needs JavaScript; all else on the page is here without it.")),
         Html('<div id="browse" hidden><label for="search">Names that hold</label>'),
         Html('<input id="search" type="search" autocomplete="off" spellcheck="false">'),
-        _tag("p", f"{len(rows):,} patterns", id="count", role="status", aria_live="polite"),
-        _tag("table", _tag("thead", _tag("tr", *picture, *heads)), _tag("tbody", ""), id="patterns"),
+        tag("p", f"{len(rows):,} patterns", id="count", role="status", aria_live="polite"),
+        tag("table", tag("thead", tag("tr", *picture, *heads)), tag("tbody", ""), id="patterns"),
         Html('<button id="more" type="button" hidden></button></div>'),
     )
 
@@ -354,89 +348,6 @@ def _degrees(report: SeparationReport) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
-
-
-def _name(text: str) -> Html:
-    return _tag("bdi", text)
-
-
-def _names(names: Iterable[str]) -> Html:
-    return Html(", ".join(map(_name, names)))
-
-
-def _backticks(text: str) -> Html:
-    """Advice, with what stands in backticks set apart.
-
-    Returns:
-        Every other part as a name.
-    """
-    parts = text.split("`")
-    if len(parts) % 2 == 0:  # a name with a backtick of its own
-        return _text(text)
-    return Html("".join(_tag("b", part) if i % 2 else _text(part) for i, part in enumerate(parts)))
-
-
-def _bar(share: float, side: str) -> Html:
-    """A share as a bar: attributes of SVG, because the policy of the page allows no style on an element.
-
-    Returns:
-        The picture, which says nothing to those who hear the page: the number stands beside it.
-    """
-    width = 100 * min(1.0, max(0.0, share if math.isfinite(share) else 0.0))
-    return Html(f'<svg class="bar {side}" aria-hidden="true"><rect width="{width:.2f}%" height="100%"/></svg>')
-
-
-def _section(heading: str, *inside: str) -> Html:
-    return _tag("section", _tag("h2", heading), *inside)
-
-
-def _facts(facts: Iterable[tuple[str, str]]) -> Html:
-    rows = (_tag("tr", _tag("th", what, scope="row"), _tag("td", value)) for what, value in facts)
-    return _tag("table", _tag("tbody", *rows), class_="facts")
-
-
-def _table(headings: Iterable[str], rows: Iterable[Sequence[str]], numbers: range) -> Html:
-    """A table.
-
-    Args:
-        headings: of its columns.
-        rows: text, or markup.
-        numbers: the columns that hold numbers.
-
-    Returns:
-        The element.
-    """
-
-    def line(kind: str, entries: Sequence[str]) -> Html:
-        scope = {"scope": "col"} if kind == "th" else {}
-        marks = [{"class_": "n"} if i in numbers else {} for i in range(len(entries))]
-        return _tag("tr", *(_tag(kind, each, **scope, **mark) for each, mark in zip(entries, marks, strict=True)))
-
-    return _tag("table", _tag("thead", line("th", list(headings))), _tag("tbody", *(line("td", row) for row in rows)))
-
-
-def _tag(element: str, *inside: str, **attributes: str) -> Html:
-    """An element; what is in it is escaped unless it is markup already.
-
-    Args:
-        element: its name.
-        inside: text and markup.
-        attributes: as in class_="n" and aria_live="polite".
-
-    Returns:
-        The markup.
-    """
-    named = "".join(f' {key.rstrip("_").replace("_", "-")}="{_text(value)}"' for key, value in attributes.items())
-    return Html(f"<{element}{named}>{''.join(map(_text, inside))}</{element}>")
-
-
-def _text(text: str) -> Html:
-    """Text as markup that shows it: what can't be seen, or can't be encoded, is escaped as on a terminal.
-
-    Returns:
-        The text, or itself where it is markup already.
-    """
-    return text if isinstance(text, Html) else Html(escape(printable(text)))
 
 
 def _part(name: str) -> Html:
