@@ -13,7 +13,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import Features, Rows, blocks
+from hopmem.model.kernel import Features, Rows, blocks, processor_has
 
 Progress = Callable[[int, int], None]  # called with (done, total)
 
@@ -103,7 +103,7 @@ def _are_integers(Z: Features) -> bool:
     Returns:
         False where the processor has no instructions for it: torch would then be slow.
     """
-    on_cpu = Z.device.type == "cpu" and torch.cpu._is_vnni_supported()
+    on_cpu = Z.device.type == "cpu" and processor_has("vnni")
     return on_cpu and Z.stored is None and Z.patterns.stored.dtype == torch.uint8 and Z.dimension >= WORTH_IT
 
 

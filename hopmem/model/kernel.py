@@ -36,6 +36,19 @@ def unit(U: Tensor) -> Tensor:
     return U / length.clamp_min(torch.finfo(U.dtype).tiny)
 
 
+def processor_has(instructions: str) -> bool:
+    """Whether the processor has instructions, as far as torch can tell: what it asks has no public name.
+
+    Args:
+        instructions: such as vnni or avx512_bf16.
+
+    Returns:
+        False where this torch does not know of them.
+    """
+    probe = getattr(torch.cpu, f"_is_{instructions}_supported", None)
+    return probe is not None and bool(probe())
+
+
 def integer_range(kind: torch.dtype) -> tuple[int, int]:
     """The smallest and the largest number of a type of integers, or of truth values.
 

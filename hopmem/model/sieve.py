@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from hopmem.model.entmax import log_peak, partial_sums, stretch
-from hopmem.model.kernel import Features, blocks
+from hopmem.model.kernel import Features, blocks, processor_has
 
 GROUPS = 4096  # as many groups as this, or of `LARGEST` memories each more; small banks are scored in float32
 LARGEST = 32
@@ -113,7 +113,7 @@ def coarse_type(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         quick = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        quick = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+        quick = device.type == "cpu" and processor_has("avx512_bf16")
     return torch.bfloat16 if quick else torch.float32
 
 
