@@ -93,6 +93,7 @@ class Placed:
     name: str
     delta: float  # Δ_μ
     nearest: str  # the pattern that lies closest
+    exact: bool = False  # whether it is an exact fixed point (Theorem 2); never at α = 1
 
 
 @dataclass(frozen=True)

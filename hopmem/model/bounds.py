@@ -49,15 +49,29 @@ def beta_for_error(delta: float, M: int, error: float) -> float:
     return max(2 * math.log((M - 1) * math.sqrt(2 * delta) / error), 2 / 3) / delta
 
 
-def exact_fraction(delta: Tensor, alpha: float, beta: float) -> float:
-    """Theorem 2: the share of memories with Δ_μ ≥ 1/(β(α−1)), exact one-hot fixed points.
+def exact(delta: Tensor, alpha: float, beta: float) -> Tensor:
+    """Theorem 2: which memories have Δ_μ ≥ 1/(β(α−1)) and are exact one-hot fixed points.
+
+    Args:
+        delta: Δ [M].
+        alpha: α; at 1 no weight vanishes, and none is exact.
+        beta: β.
 
     Returns:
-        A share in [0, 1]; 0 at α = 1, where no weight vanishes.
+        bool [M].
     """
     if alpha <= 1 or beta <= 0:
-        return 0.0
-    return float((delta >= 1 / (beta * (alpha - 1))).double().mean())
+        return torch.zeros_like(delta, dtype=torch.bool)
+    return delta >= 1 / (beta * (alpha - 1))
+
+
+def exact_fraction(delta: Tensor, alpha: float, beta: float) -> float:
+    """The share of memories that are exact fixed points.
+
+    Returns:
+        A share in [0, 1].
+    """
+    return float(exact(delta, alpha, beta).double().mean())
 
 
 def spherical_code_bounds(M: int, D: int) -> tuple[float, float]:

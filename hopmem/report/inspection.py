@@ -122,8 +122,11 @@ def _worst(result: Inspection) -> Table:
     table.add_column("pattern", overflow="fold")
     table.add_column("Δ", justify="right")
     table.add_column("closest to", overflow="fold")
+    if result.alpha > 1:
+        table.add_column("exact")
     for each in _in_force(result).worst:
-        table.add_row(cells.name(each.name), cells.number(each.delta), cells.name(each.nearest))
+        exact = ["yes" if each.exact else "no"] if result.alpha > 1 else []
+        table.add_row(cells.name(each.name), cells.number(each.delta), cells.name(each.nearest), *exact)
     return table
 
 

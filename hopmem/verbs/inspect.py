@@ -76,7 +76,7 @@ def inspect(
     }
     in_force = found.get("learned", found["raw"])
     trial = own_patterns(bank, alpha, beta, bank.seed if seed is None else seed, device, budget, watch)
-    reports = {name: _report(found[name], Z, bank.names) for name, Z in sides.items()}
+    reports = {name: _report(found[name], Z, bank.names, trial.alpha, trial.beta) for name, Z in sides.items()}
     return Inspection(
         patterns=len(bank),
         dimension=bank.dimension,
@@ -126,7 +126,7 @@ def _learning(bank: MemoryBank) -> LearningReport | None:
     return LearningReport(how.steps, how.temperature, how.batch_size, bank.seed, how.loss)
 
 
-def _report(measured: Separation, Z: Features, names: Sequence[str]) -> SeparationReport:
+def _report(measured: Separation, Z: Features, names: Sequence[str], alpha: float, beta: float) -> SeparationReport:
     """Summarise Δ.
 
     Returns:
@@ -138,6 +138,7 @@ def _report(measured: Separation, Z: Features, names: Sequence[str]) -> Separati
     # torch.quantile takes at most 2²⁴ entries; the order statistics do as well.
     places = [round(q * (len(delta) - 1)) for q in QUANTILES]
     sigma = singular_values(Z)
+    worst, fixed = order[:WORST], bounds.exact(delta[:WORST], alpha, beta)
     return SeparationReport(
         min=float(delta[0]),
         mean=float(delta.mean()),
@@ -147,9 +148,9 @@ def _report(measured: Separation, Z: Features, names: Sequence[str]) -> Separati
         radius=measured.radius,
         effective_rank=None if sigma is None else effective_rank(sigma),
         worst=[
-            Placed(names[row], value, names[near])
-            for row, value, near in zip(
-                order[:WORST].tolist(), delta[:WORST].tolist(), nearest(Z, order[:WORST]).tolist(), strict=True
+            Placed(names[row], value, names[near], is_fixed)
+            for row, value, near, is_fixed in zip(
+                worst.tolist(), delta[:WORST].tolist(), nearest(Z, worst).tolist(), fixed.tolist(), strict=True
             )
         ],
     )

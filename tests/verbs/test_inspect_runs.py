@@ -139,3 +139,11 @@ def test_no_query_inside_the_guaranteed_radius_is_answered_worse(alpha, error):
             Y = Z + share * found.guaranteed_radius * away
             answer = settle(Y, memory, memory, memory.dimension, Dynamics(alpha, beta)).patterns.double()
             assert float((answer - Z).norm(dim=1).max()) <= error + 1e-6
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 50.0), (1.5, 6.0), (2.0, 3.0), (2.0, 1e6)])
+def test_theorem_2_is_said_of_each_of_the_worst_patterns(alpha, beta):
+    found = hopmem.inspect(bank_of(10, 4, learned=False), alpha=alpha, beta=beta)
+    wanted = [alpha > 1 and each.delta >= 1 / (beta * (alpha - 1)) for each in found.separation["raw"].worst]
+    assert [each.exact for each in found.separation["raw"].worst] == wanted
+    assert found.bounds.exact_fraction == pytest.approx(sum(wanted) / 10)
