@@ -14,7 +14,10 @@ from PIL import Image
 
 import hopmem
 from hopmem.bank import MemoryBank
+from hopmem.pipeline.optimize import optimize
+from hopmem.pipeline.outcome import Machine
 from hopmem.verbs import portrait
+from hopmem.verbs.optimize import Task
 from hopmem.verbs.portrait import BINS
 from tests import reference
 from tests.conftest import Hopmem
@@ -122,3 +125,21 @@ def test_a_report_is_one_page_of_everything(hopmem: Hopmem, image_bank: Path, tm
             assert max(image.size) <= 40
     assert (tmp_path / "page.html").stat().st_size < 5_000_000
     hopmem("inspect", image_bank, "--report", tmp_path / "page.html", code=2)
+
+
+def test_optimize_draws_the_largest_cosine_beside_the_loss(hopmem: Hopmem, bank: Path, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    options = ("--objective", "average", "--feature-dim", "2", "--steps", "6", "--force")
+    hopmem("optimize", bank, *options, "-o", tmp_path / "plain.safetensors")
+    hopmem("optimize", bank, *options, "-o", tmp_path / "drawn.safetensors", "--plot", tmp_path / "learning.svg")
+    assert (tmp_path / "plain.safetensors").read_bytes() == (tmp_path / "drawn.safetensors").read_bytes()
+    assert ElementTree.fromstring((tmp_path / "learning.svg").read_text()).tag.endswith("svg")
+    outcome = pipeline_optimize(str(bank), str(tmp_path / "again.safetensors"), follow=True)
+    assert [step for step, _ in outcome.cosines] == list(range(1, len(outcome.cosines) + 1))
+    assert all(-1 <= cosine <= 1 + 1e-6 for _, cosine in outcome.cosines)
+    assert not pipeline_optimize(str(bank), str(tmp_path / "third.safetensors"), follow=False).cosines
+
+
+def pipeline_optimize(bank: str, output: str, *, follow: bool):
+    task = Task(objective="average", feature_dim=2, steps=6)
+    return optimize(bank, output, task, Machine(), follow=follow)

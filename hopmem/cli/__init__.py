@@ -182,7 +182,8 @@ def optimize(
     task, given = _task({name: value for name, value in asked.items() if value is not None}, noise_from, force)
     pairs: dict[str, Any] = {"noise_from": noise_from, "clean_from": clean_from}
     with session.machine(device, seed, threads, memory_limit, quiet) as machine:
-        outcome = run(bank, output, task, machine, **pairs, time_limit=time_limit, resume=resume, given=given)
+        options: dict[str, Any] = {"time_limit": time_limit, "resume": resume, "given": given}
+        outcome = run(bank, output, task, machine, **pairs, **options, follow=plot is not None)
     if plot is not None:
         session.chart_learning(outcome, plot, force)
     session.finish(outcome, "optimize", as_json, quiet)

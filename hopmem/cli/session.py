@@ -159,9 +159,10 @@ def _write_page(
 def chart_learning(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:
     """Draw what optimize validated and how it learned."""
     from hopmem.plots import learning_chart
+    from hopmem.plots.learning import COSINE
 
-    noun = "largest cosine" if outcome.result.objective == "spherical" else "loss"
-    learning_chart(outcome.result.validation, outcome.curve, noun, plot, force=force)
+    noun = COSINE if outcome.result.objective == "spherical" else "loss"
+    learning_chart(outcome.result.validation, outcome.curve, noun, plot, cosines=outcome.cosines, force=force)
 
 
 def chart(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:

@@ -18,6 +18,7 @@ from hopmem.pipeline.store import fitting
 from hopmem.results import OptimizeResult
 from hopmem.verbs.denoise import Stopped
 from hopmem.verbs.optimize import Task, learn, until
+from hopmem.verbs.work import Course
 
 
 def optimize(
@@ -31,6 +32,7 @@ def optimize(
     time_limit: float | None = None,
     resume: bool = False,
     given: frozenset[str] = frozenset(),
+    follow: bool = False,
 ) -> Outcome[OptimizeResult]:
     """Learn the feature map of a bank and rewrite the bank with it.
 
@@ -44,6 +46,7 @@ def optimize(
         time_limit: seconds after which the best so far is taken.
         resume: go on with an interrupted run.
         given: the options of the task that were asked for: an interrupted run must have had them, too.
+        follow: look at the largest cosine as it falls, which takes a little time.
 
     Returns:
         What was learned.
@@ -51,7 +54,7 @@ def optimize(
     if output is not None:
         refuse_overwrite(Path(output), force=task.force or resume)
     bank = MemoryBank.load(bank_path)
-    device = str(resolve(machine.device))
+    device, course = str(resolve(machine.device)), Course(machine.watch)
     with memory_errors(), interruptible() as interrupted:
         pairs, notes = _pairs(noise_from, clean_from, bank)
         seed = bank.seed if machine.seed is None else machine.seed
@@ -63,7 +66,7 @@ def optimize(
             checkpoint.seed,
             device,
             machine.budget,
-            machine.watch,
+            course if follow else machine.watch,
             until(time_limit, interrupted),
             checkpoint.state,
         )
@@ -71,7 +74,9 @@ def optimize(
         checkpoint.left(found.state, finished=found.finished)
     warnings = [*notes, *found.warnings, *_unfinished(found, interrupted())]
     curve = found.learning.curve
-    return Outcome(_result(found), device, warnings, curve=curve, interrupted=interrupted() and not found.finished)
+    cosines = list(zip(course.steps, course.cosines, strict=True))
+    stopped = interrupted() and not found.finished
+    return Outcome(_result(found), device, warnings, curve=curve, cosines=cosines, interrupted=stopped)
 
 
 def _result(found: Stopped) -> OptimizeResult:

@@ -48,4 +48,5 @@ class Outcome(Generic[ResultT]):
     skipped: "list[Skipped]" = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     curve: Sequence[float] = ()  # what learning lowered, step by step
+    cosines: Sequence[tuple[int, float]] = ()  # steps and the largest cosine then, where that was asked for
     interrupted: bool = False  # by Ctrl-C, and the best so far was taken

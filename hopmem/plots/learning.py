@@ -9,6 +9,7 @@ from hopmem.plots.style import color, figure_of, save, styled
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+COSINE = "largest cosine"
 TRIED = 14  # maps that are drawn beside those that were judged again
 FEW_STEPS = 12  # that are drawn as points, too
 DECADES = 100.0  # the ratio of losses from which their axis is logarithmic
@@ -16,7 +17,13 @@ DECADES = 100.0  # the ratio of losses from which their axis is logarithmic
 
 @styled
 def learning_chart(
-    validation: Sequence[dict[str, Any]], curve: Sequence[float], noun: str, path: Path, *, force: bool
+    validation: Sequence[dict[str, Any]],
+    curve: Sequence[float],
+    noun: str,
+    path: Path,
+    *,
+    cosines: Sequence[tuple[int, float]] = (),
+    force: bool,
 ) -> None:
     """Draw how the maps that were tried did, best above, and how the loss fell.
 
@@ -24,6 +31,7 @@ def learning_chart(
         validation: rows with noise, method and accuracy; none where nothing was validated.
         curve: what was lowered, step by step.
         noun: what that is.
+        cosines: steps, and the largest cosine of what was learned from then.
         path: the file, a PNG or an SVG.
         force: whether it may be replaced.
     """
@@ -35,7 +43,18 @@ def learning_chart(
         axis.set_title(f"accuracy under {noise}\nblack: judged again on fresh copies")
     if curve:
         _fall(axes[-1], curve, noun)
+        if cosines and noun != COSINE:
+            _cosines(axes[-1], cosines)
     save(figure, path, force=force)
+
+
+def _cosines(axis: "Axes", cosines: Sequence[tuple[int, float]]) -> None:
+    """Draw the largest cosine beside the loss, on an axis of its own."""
+    other = axis.twinx()
+    other.plot(*zip(*cosines, strict=True), color=color(2), linestyle="--")
+    other.set_ylabel(f"{COSINE} (dashed)", color=color(2))
+    other.spines["right"].set_visible(True)
+    other.grid(visible=False)
 
 
 def _tried(axis: "Axes", rows: list[dict[str, Any]]) -> None:

@@ -1,5 +1,6 @@
 """How large a block of work may be, and who is told how far it is."""
 
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -10,8 +11,25 @@ from hopmem.model.separation import LossProgress
 class Watch(Protocol):
     """Who watches long work."""
 
-    def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
-        """Hear what is being done, how far it is, and how well it goes."""
+    def __call__(self, label: str, done: int, total: int, note: str = "", delta: float | None = None) -> None:
+        """Hear what is being done, how far it is, how well it goes, and, of learning, the separation so far."""
+
+
+@dataclass
+class Course:
+    """A watch that remembers how the largest cosine fell, and hands on what it hears."""
+
+    watch: Watch | None = None
+    steps: list[int] = field(default_factory=list)
+    cosines: list[float] = field(default_factory=list)
+
+    def __call__(self, label: str, done: int, total: int, note: str = "", delta: float | None = None) -> None:
+        """Hear, remember and hand on."""
+        if delta is not None:
+            self.steps.append(done)
+            self.cosines.append(1 - delta)
+        if self.watch is not None:
+            self.watch(label, done, total, note, delta)
 
 
 def stage(watch: Watch | None, label: str) -> Progress | None:
@@ -49,4 +67,4 @@ def loss_stage(watch: Watch | None, label: str) -> LossProgress | None:
     """
     if watch is None:
         return None
-    return lambda done, total, loss, delta: watch(label, done, total, f"loss {loss:.4g}, separation {delta:.3g}")
+    return lambda done, total, loss, delta: watch(label, done, total, f"loss {loss:.4g}, separation {delta:.3g}", delta)
