@@ -21,6 +21,7 @@ NUMBER = (int, float)
 MAYBE = (int, float, type(None))
 SHARED = {"schema": str, "version": str, "device": str, "seconds": float, "warnings": list, "skipped": list}
 SIDE = dict.fromkeys(("min", "mean", "max_cosine", "min_angle_degrees", "radius"), MAYBE) | {"quantiles": dict}
+SIDE |= {"effective_rank": MAYBE, "worst": list}  # beside the contract
 ANGLES = {"max_cosine": float, "min_angle_degrees": float, "mean_cosine": float}
 CONTRACT: dict[str, dict[str, Any]] = {
     "store": {
@@ -76,12 +77,21 @@ CONTRACT: dict[str, dict[str, Any]] = {
             "beta_for_error": MAYBE,
             "guaranteed_radius": NUMBER,
             "exact_fraction": NUMBER,
+            # beside the contract: the optimum where it is known, and the share of the best that is reached
+            "optimum": MAYBE,
+            "reached": MAYBE,
         },
         "closest_pairs": [{"a": str, "b": str, "cosine": float}],
         "duplicates": list,
         "metastable": dict,
         # beside the contract: how the map was learned
         "learning": {"steps": int, "temperature": float, "batch_size": int, "seed": int, "loss": dict},
+        # and what was found by running the bank, and at which α and β
+        "stored": {"tested": int, "fraction": float, "lost": list},
+        "self_test": {"noise": list, "queries": int, "accuracy": float},
+        "appended": type(None),
+        "alpha": float,
+        "beta": float,
     },
     "evaluate": {
         "rows": [
@@ -374,7 +384,7 @@ OVERWRITES = {
 def test_nothing_is_overwritten_without_force(
     what, hopmem: Hopmem, tmp_path: Path, array: Path, bank: Path, image_bank: Path, folder: Path
 ):
-    target = tmp_path / ("e.png" if "retrieve" in what else "bank.safetensors")
+    target = tmp_path / ("e.png" if "--plot" in what or "retrieve" in what else "bank.safetensors")
     target = tmp_path / "answers.npy" if what == "retrieve to a file" else target
     target.write_bytes(b"precious")
     paths = {"array": array, "bank": bank, "images": image_bank, "folder": folder, "root": tmp_path, "target": target}

@@ -143,3 +143,29 @@ def test_optimize_draws_the_largest_cosine_beside_the_loss(hopmem: Hopmem, bank:
 def pipeline_optimize(bank: str, output: str, *, follow: bool):
     task = Task(objective="average", feature_dim=2, steps=6)
     return optimize(bank, output, task, Machine(), follow=follow)
+
+
+def test_a_zero_pattern_is_in_no_closer_pair_than_it_is_in():
+    Xi = torch.cat([torch.zeros(1, 32), randn(20, 32)])
+    Z, (pair, *_) = reference.features(Xi), portrait(MemoryBank.from_patterns(Xi)).pairs
+    cosines = Z @ Z.T - 3 * np.eye(21)
+    assert pair.cosine == pytest.approx(cosines.max(), abs=1e-5)
+    assert cosines[pair.a, pair.b] == pytest.approx(cosines.max(), abs=1e-5)
+
+
+def test_images_of_two_channels_are_drawn_and_the_page_says_its_beta(hopmem: Hopmem, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    np.save(tmp_path / "two.npy", np.random.default_rng(0).integers(0, 256, (6, 5, 5, 2), dtype=np.uint8))
+    hopmem("store", tmp_path / "two.npy", "-o", tmp_path / "two.safetensors")
+    options = ("--beta", "3", "--plot", tmp_path / "pictures", "--report", tmp_path / "page.html")
+    hopmem("inspect", tmp_path / "two.safetensors", *options)
+    assert (tmp_path / "pictures" / "pairs.png").exists()
+    assert "β 3, α 1" in (tmp_path / "page.html").read_text()
+
+
+def test_a_report_never_takes_the_place_of_its_bank(hopmem: Hopmem, bank: Path, tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    before = bank.read_bytes()
+    refused = hopmem("inspect", bank, "--report", bank, "--force", code=2)
+    assert ".html" in refused.stderr
+    assert bank.read_bytes() == before

@@ -87,8 +87,8 @@ def can_draw(plot: Path, force: bool) -> None:
     """Find out before the work whether its picture can be written."""
     from hopmem.plots import require_suffix
 
-    require_suffix(plot)
     refuse_overwrite(plot, force=force)
+    require_suffix(plot)
 
 
 def can_chart(plot: Path, force: bool) -> None:
@@ -104,7 +104,11 @@ def can_portray(plot: Path | None, page: Path | None, force: bool) -> None:
 
     Raises:
         UnreadableError: a file stands where the folder of the pictures would be.
+        UsageError: a page that is not called one: a slip would overwrite a bank.
+        UsageError: a page that is not called one: a slip would overwrite a bank.
     """
+    if plot is None and page is None:
+        return
     from hopmem.plots import require_matplotlib
 
     if plot is not None:
@@ -114,9 +118,10 @@ def can_portray(plot: Path | None, page: Path | None, force: bool) -> None:
             for suffix in (".png", ".svg"):
                 refuse_overwrite(plot / f"{name}{suffix}", force=force)
     if page is not None:
+        if page.suffix.lower() not in {".html", ".htm"}:
+            raise UsageError(f"--report: expected a name that ends in .html, found {page.name}")
         refuse_overwrite(page, force=force)
-    if plot is not None or page is not None:
-        require_matplotlib("--plot" if plot is not None else "--report")
+    require_matplotlib("--plot" if plot is not None else "--report")
 
 
 def portray(
@@ -128,7 +133,7 @@ def portray(
     from hopmem.pipeline.inspect import portrait
     from hopmem.plots import charts, write_charts
 
-    found = portrait(bank, machine)
+    found = portrait(bank, machine, outcome.result.alpha, outcome.result.beta)
     drawn = charts(found)
     if plot is not None:
         write_charts(drawn, plot, force=force)

@@ -268,7 +268,8 @@ def _summed(
     exponents, top = Exponents.of_all(Scores.within(Y.float().T, memory, width, how.budget), how.beta, keep=keep)
     c = root(exponents, how.alpha, about(exponents, how.alpha, how.budget))
     slack = 2 * how.beta * _usual(Y)[:, None].double()
-    if how.sharp or bool(((how.alpha - 1) * stretch(c, how.alpha) * slack > BLUR).any()):
+    blur = (how.alpha - 1) * stretch(c, how.alpha) * slack  # of the base of the weights, which for α > 2 is rooted
+    if how.sharp or bool((blur > BLUR ** max(1.0, how.alpha - 1)).any()):
         exponents, top = Exponents.of_all(Scores.within(Y.T, memory, width, how.budget), how.beta)
         c, slack = root(exponents, how.alpha, c), torch.zeros_like(c)
     factor, peak = stretch(c, how.alpha), exponents.peak.double()

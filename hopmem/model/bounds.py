@@ -92,14 +92,14 @@ def spherical_code_bounds(M: int, D: int) -> tuple[float, float]:
 
 
 def best_separation(M: int, D: int) -> float | None:
-    """The largest Δ_min that M points on the sphere in R^D can have, where theory knows it.
+    """The largest Δ_min that M points on the sphere in R^D can have, of the optima that are proved and have a formula.
 
     The simplex up to M = D + 1 and right angles up to 2D (Rankin, 1955), the regular polygon, and the arrangements of
     12 points in R³ (Fejes Tóth, 1943), 24 in R⁴ (de Laat, Leijenhorst, de Muinck Keizer, 2024), and 240 in R⁸ and
     196,560 in R²⁴ (Levenshtein, 1979).
 
     Returns:
-        Δ, or None where nobody knows.
+        Δ, or None where it is none of these.
 
     >>> best_separation(M=3, D=5), best_separation(M=8, D=4), best_separation(M=25, D=4)
     (1.5, 1.0, None)

@@ -71,7 +71,7 @@ def _coded(
         What was learned, and whether float32 holds the map.
     """
     rank = len(whitened.eigenvalues)
-    start = None if state is None else Stage(state["points"], int(state["number"]), int(state["idle"]))
+    start = None if state is None else Stage(state["points"], int(state["number"]), int(state.get("idle", 0)))
     code = best_code(
         len(patterns),
         min(training.feature_dim or rank, rank),

@@ -57,12 +57,14 @@ def inspect(
     return Outcome(found.inspection, found.device)
 
 
-def portrait(bank_path: str, machine: Machine) -> "Portrait":
+def portrait(bank_path: str, machine: Machine, alpha: float, beta: float) -> "Portrait":
     """What the pictures of a bank are drawn from.
 
     Args:
         bank_path: the bank.
         machine: what the work runs on.
+        alpha: of the energy and its basins.
+        beta: the same.
 
     Returns:
         The portrait.
@@ -74,7 +76,7 @@ def portrait(bank_path: str, machine: Machine) -> "Portrait":
     with memory_errors():
         device = str(resolve(machine.device))
         bank = MemoryBank.load(bank_path)
-        return verbs.portrait(bank, device=device, budget=machine.budget, watch=machine.watch)
+        return verbs.portrait(bank, alpha=alpha, beta=beta, device=device, budget=machine.budget, watch=machine.watch)
 
 
 def remember(bank: "MemoryBank", machine: Machine) -> dict[str, str]:

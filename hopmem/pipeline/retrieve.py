@@ -160,9 +160,9 @@ def _of_all(watch: Watch | None, start: int, count: int, began: float) -> Watch 
     if watch is None:
         return None
 
-    def told(label: str, done: int, total: int, note: str = "", delta: float | None = None) -> None:
+    def told(label: str, done: int, total: int, note: str = "") -> None:
         if label != RETRIEVING:
-            watch(label, done, total, note, delta)
+            watch(label, done, total, note)
             return
         rate = (start + done) / max(1e-9, time.monotonic() - began)
         watch(label, start + done, count, f"{rate:,.0f} queries/s")

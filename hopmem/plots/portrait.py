@@ -272,7 +272,7 @@ def _colours(plane: Plane) -> "NDArray[np.float64]":
 def _pixels(portrait: Portrait, row: int) -> "NDArray[np.float32]":
     image = portrait.image(row)
     assert image is not None  # drawn of images alone
-    return np.asarray(image.clamp(0, 1).squeeze(-1) if image.ndim == 3 and image.shape[-1] == 1 else image.clamp(0, 1))
+    return np.asarray((image[..., 0] if image.ndim == 3 and image.shape[-1] != 3 else image).clamp(0, 1))
 
 
 def _short(name: str) -> str:

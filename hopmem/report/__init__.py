@@ -53,7 +53,7 @@ def watching(*, quiet: bool) -> Iterator["Watch | None"]:
     with Progress(*columns, console=console, transient=True) as bar:
         tasks: dict[str, Any] = {}
 
-        def watch(label: str, done: int, total: int, note: str = "", delta: float | None = None) -> None:
+        def watch(label: str, done: int, total: int, note: str = "") -> None:
             if label not in tasks:
                 tasks[label] = bar.add_task(label, total=total, note=note)
             bar.update(tasks[label], completed=done, total=total, note=note)

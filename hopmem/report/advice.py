@@ -155,7 +155,7 @@ def _no_radius(result: Inspection) -> list[str]:
     cure = _beta(result)
     if result.bounds.guaranteed_radius > 0 or result.duplicates or not cure:
         return []
-    return [f"Theory guarantees the answer to no query at the β of the bank, however close it starts: {cure}."]
+    return [f"Theory guarantees the answer to no query at this β, however close it starts: {cure}."]
 
 
 def _beta(result: Inspection) -> str:
@@ -165,7 +165,7 @@ def _beta(result: Inspection) -> str:
         How to raise it, or nothing where none suffices, or it is as large already.
     """
     beta = result.bounds.beta_for_error
-    if beta is None or not result.beta < beta < math.inf:
+    if beta is None or result.duplicates or not result.beta < beta < math.inf:
         return ""
     return f"raise β to {beta:.6g} (hopmem retrieve --beta)"
 

@@ -206,6 +206,7 @@ def _bounds(result: Inspection) -> list[tuple[str, str]]:
     bounds = result.bounds
     void = bounds.lemma1_error is None or not math.isfinite(bounds.lemma1_error)
     return [
+        ("at", f"β {result.beta:.6g}, α {result.alpha:g}"),
         *([] if bounds.optimum is None else [("best possible smallest Δ", cells.number(bounds.optimum))]),
         ("its lower bound", cells.number(bounds.lower)),
         ("its upper bound", cells.number(bounds.upper)),

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hopmem.bank import MemoryBank
+from hopmem.bank import SAME, MemoryBank
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import UsageError
 from hopmem.model import bounds
@@ -179,19 +179,20 @@ def _bounds(
     block = pair_block(bank.feature_dimension, budget)
     published = bounds.lemma1_error(delta_min, measured.radius, M, beta)
     optimum = bounds.best_separation(M, bank.feature_dimension)
-    most = optimum or min(bound for bound in (upper, 1 + 1 / (M - 1), MOST) if math.isfinite(bound))
+    least = min(bound for bound in (upper, 1 + 1 / (M - 1), MOST) if math.isfinite(bound))
+    most = least if optimum is None else optimum
     return BoundsReport(
         lower=lower if math.isfinite(lower) else None,
         upper=upper if math.isfinite(upper) else None,
         lemma1_error=published if math.isfinite(published) else None,
         error=bounds.sharp_error(Z, measured.delta, beta, measured.radius / 2, block, stage(watch, "bounding")),
-        beta_for_error=bounds.beta_for_error(delta_min, M, error) if delta_min > 0 else None,
+        beta_for_error=bounds.beta_for_error(delta_min, M, error) if delta_min > SAME else None,
         guaranteed_radius=bounds.guaranteed_radius(
             Z, measured.delta, beta, error, block, stage(watch, "bounding radius")
         ),
         exact_fraction=bounds.exact_fraction(measured.delta, alpha, beta),
         optimum=optimum,
-        reached=delta_min / most,
+        reached=delta_min / most if most > 0 else 1.0,
     )
 
 

@@ -32,6 +32,7 @@ class Side:
     cosines: Tensor  # [BINS] how many pairs of the patterns that were measured with all others have such a cosine
     delta: Tensor  # [m] Δ of the patterns that were measured, float64
     nearest: Tensor  # [m] the closest pattern of each, int64
+    cosine: Tensor  # [m] and the cosine to it
     code: Tensor  # [k, k] cosines of the first patterns
     spectrum: Tensor | None  # singular values, the largest first; None where they are too many
 
@@ -87,12 +88,20 @@ class Portrait:
 
 
 def portrait(
-    bank: MemoryBank, *, device: str = "cpu", budget: int = DEFAULT_BUDGET, watch: Watch | None = None
+    bank: MemoryBank,
+    *,
+    alpha: float | None = None,
+    beta: float | None = None,
+    device: str = "cpu",
+    budget: int = DEFAULT_BUDGET,
+    watch: Watch | None = None,
 ) -> Portrait:
     """Measure what the pictures of a bank need.
 
     Args:
         bank: any bank.
+        alpha: of the energy and its basins; None takes the bank's.
+        beta: the same.
         device: where to compute.
         budget: bytes of working memory.
         watch: told how far it is.
@@ -106,7 +115,8 @@ def portrait(
     memories = {"raw": bank.raw_memory(where)} | ({} if bank.phi.is_identity else {"learned": bank.memory(where)})
     chosen = _chosen(bank)
     sides = [_side(name, Z, chosen, budget, watch) for name, Z in memories.items()]
-    Z, alpha, beta = bank.memory(where), bank.alpha, bank.tuning.beta
+    Z = bank.memory(where)
+    alpha, beta = bank.alpha if alpha is None else alpha, bank.tuning.beta if beta is None else beta
     pairs = _pairs(sides[-1], chosen)
     points = Z[slice(0, len(bank))].cpu() if bank.feature_dimension == 3 else None
     plane = _plane(Z, pairs, Dynamics(alpha, beta, RUN, budget=budget)) if pairs else None
@@ -133,7 +143,7 @@ def _side(name: str, Z: Features, chosen: Tensor, budget: int, watch: Watch | No
         One map's side of the portrait.
     """
     size, progress = pair_block(Z.dimension, budget), stage(watch, f"drawing {name}")
-    counts, delta, near = torch.zeros(BINS), [], []
+    counts, delta, near, cosine = torch.zeros(BINS), [], [], []
     for part in blocks(len(chosen), size):
         rows = chosen[part].to(Z.device)
         left = Z[rows]
@@ -146,10 +156,12 @@ def _side(name: str, Z: Features, chosen: Tensor, budget: int, watch: Watch | No
             place, best = torch.where(top > best, column + others.start, place), torch.maximum(best, top)
         delta.append((left.square().sum(1) - best).double().cpu())
         near.append(place.cpu())
+        cosine.append(best.cpu())
         if progress:
             progress(part.stop, len(chosen))
     first = Z[slice(0, min(CODE, len(Z)))]
-    return Side(name, counts, torch.cat(delta), torch.cat(near), (first @ first.T).cpu(), singular_values(Z))
+    code = (first @ first.T).cpu()
+    return Side(name, counts, torch.cat(delta), torch.cat(near), torch.cat(cosine), code, singular_values(Z))
 
 
 def _pairs(side: Side, chosen: Tensor) -> list[PicturedPair]:
@@ -161,9 +173,9 @@ def _pairs(side: Side, chosen: Tensor) -> list[PicturedPair]:
     if not bool(side.delta.isfinite().all()):
         return []
     found = dict[tuple[int, int], float]()
-    for place in side.delta.argsort(stable=True).tolist():
+    for place in side.cosine.argsort(stable=True, descending=True).tolist():
         a, b = sorted((int(chosen[place]), int(side.nearest[place])))
-        found.setdefault((a, b), 1 - float(side.delta[place]))
+        found.setdefault((a, b), float(side.cosine[place]))
         if len(found) == PAIRS:
             break
     return [PicturedPair(a, b, cosine) for (a, b), cosine in found.items()]
@@ -212,8 +224,6 @@ def _through(points: Tensor) -> tuple[Tensor, Tensor]:
     """
     origin = points.mean(0)
     _, _, axes = torch.linalg.svd(points - origin, full_matrices=False)
-    if len(axes) < 2:
-        axes = torch.cat([axes, torch.zeros_like(axes)])
     return origin, axes[:2]
 
 
@@ -242,5 +252,5 @@ def _run(Y: Tensor, Z: Features, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
         states = Y[part].to(Z.device)
         energy.append(settle(states.clone(), Z, Z, Z.dimension, once).energy.cpu())
         rest = settle(states.clone(), Z, Z, Z.dimension, dynamics)
-        basin.append(torch.where(rest.weight[:, 0] > 0.5, rest.index[:, 0], -1).cpu())
+        basin.append(torch.where(rest.converged & (rest.weight[:, 0] > 0.5), rest.index[:, 0], -1).cpu())
     return torch.cat(energy), torch.cat(basin)

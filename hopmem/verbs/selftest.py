@@ -1,7 +1,7 @@
 """What a bank makes of its own patterns: put to it under the noise it was learned for, and run from their spheres."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -11,12 +11,14 @@ from hopmem.bank import MemoryBank
 from hopmem.devices import resolve
 from hopmem.errors import UsageError
 from hopmem.model.hopfield import Dynamics
+from hopmem.model.kernel import Features
 from hopmem.model.noise import Noise, canvas_of, parse_noise
+from hopmem.model.separation import nearest_delta
 from hopmem.model.stored import STARTS, stored
 from hopmem.results import StoredReport
 from hopmem.verbs.retrieve import retrieve
 from hopmem.verbs.trial import Trial, same_patterns
-from hopmem.verbs.work import Watch, stage
+from hopmem.verbs.work import Watch, pair_block, stage
 
 QUERIES = 1000  # patterns, or corrupted copies, that are put to the bank
 RUN = 1000  # patterns that are run from their spheres, at most,
@@ -92,6 +94,8 @@ def definition_3(
     Returns:
         The report; None of a single pattern, whose sphere has no radius.
     """
+    if bank.duplicates:  # copies are one pattern: half the distance between them is no radius
+        radius = _radius_of_distinct(bank, device, budget)
     if not math.isfinite(radius):
         return None
     cost = STARTS * len(bank) * bank.feature_dimension
@@ -102,6 +106,21 @@ def definition_3(
     held = stored(memory, chosen, radius, dynamics, draws, stage(watch, "running from the spheres"))
     lost = [bank.names[row] for row in chosen[~held][:NAMED].tolist()]
     return StoredReport(len(chosen), float(held.double().mean()), lost)
+
+
+def _radius_of_distinct(bank: MemoryBank, device: str, budget: int) -> float:
+    """R_Φ of the patterns, each once.
+
+    Returns:
+        Half of the smallest distance; not finite where there is only one.
+    """
+    memory, once = bank.memory(resolve(device)), bank.distinct
+    if len(once) < 2:
+        return math.nan
+    patterns = replace(memory.patterns, stored=memory.patterns.stored[once])
+    apart = Features(patterns, memory.phi, None if memory.stored is None else memory.stored[once])
+    delta = nearest_delta(apart, None, pair_block(memory.dimension, budget))
+    return math.sqrt(2 * max(0.0, float(delta.min()))) / 2
 
 
 def _noises(bank: MemoryBank) -> list[Noise]:

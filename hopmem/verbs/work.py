@@ -11,8 +11,8 @@ from hopmem.model.separation import LossProgress
 class Watch(Protocol):
     """Who watches long work."""
 
-    def __call__(self, label: str, done: int, total: int, note: str = "", delta: float | None = None) -> None:
-        """Hear what is being done, how far it is, how well it goes, and, of learning, the separation so far."""
+    def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
+        """Hear what is being done, how far it is, and how well it goes."""
 
 
 @dataclass
@@ -23,13 +23,15 @@ class Course:
     steps: list[int] = field(default_factory=list)
     cosines: list[float] = field(default_factory=list)
 
-    def __call__(self, label: str, done: int, total: int, note: str = "", delta: float | None = None) -> None:
-        """Hear, remember and hand on."""
-        if delta is not None:
-            self.steps.append(done)
-            self.cosines.append(1 - delta)
+    def __call__(self, label: str, done: int, total: int, note: str = "") -> None:
+        """Hear and hand on."""
         if self.watch is not None:
-            self.watch(label, done, total, note, delta)
+            self.watch(label, done, total, note)
+
+    def learned(self, done: int, delta: float) -> None:
+        """Remember the separation after a step."""
+        self.steps.append(done)
+        self.cosines.append(1 - delta)
 
 
 def stage(watch: Watch | None, label: str) -> Progress | None:
@@ -67,4 +69,10 @@ def loss_stage(watch: Watch | None, label: str) -> LossProgress | None:
     """
     if watch is None:
         return None
-    return lambda done, total, loss, delta: watch(label, done, total, f"loss {loss:.4g}, separation {delta:.3g}", delta)
+
+    def told(done: int, total: int, loss: float, delta: float) -> None:
+        watch(label, done, total, f"loss {loss:.4g}, separation {delta:.3g}")
+        if isinstance(watch, Course):
+            watch.learned(done, delta)
+
+    return told

@@ -147,3 +147,17 @@ def test_theorem_2_is_said_of_each_of_the_worst_patterns(alpha, beta):
     wanted = [alpha > 1 and each.delta >= 1 / (beta * (alpha - 1)) for each in found.separation["raw"].worst]
     assert [each.exact for each in found.separation["raw"].worst] == wanted
     assert found.bounds.exact_fraction == pytest.approx(sum(wanted) / 10)
+
+
+def test_a_copy_of_a_pattern_takes_nothing_from_what_is_stored():
+    Xi = randn(30, 16)
+    once, twice = (hopmem.inspect(MemoryBank.from_patterns(X), beta=40.0) for X in (Xi, torch.cat([Xi, Xi[:1]])))
+    assert once.stored.fraction == twice.stored.fraction == 1.0
+    assert twice.bounds.beta_for_error is None
+    assert hopmem.inspect(MemoryBank.from_patterns(Xi[:1].expand(3, -1))).stored is None
+
+
+def test_points_on_a_line_reach_the_optimum_there_is():
+    line = torch.tensor([[1.0], [-1.0], [2.0]])
+    assert hopmem.inspect(MemoryBank.from_patterns(line[:2])).bounds.reached == pytest.approx(1)
+    assert hopmem.inspect(MemoryBank.from_patterns(line)).bounds.reached == 1.0

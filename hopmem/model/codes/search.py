@@ -81,7 +81,7 @@ def best_code(
         return _written_down(known.to(device), budget, progress)
     plans = schedule(count, dimension, restarts, steps)
     stage = start or Stage(_starts(count, dimension, plans[0].keep, torch.Generator().manual_seed(seed % 2**63)), 0)
-    stage = Stage(stage.points.to(device), stage.number)
+    stage = replace(stage, points=stage.points.to(device))
     curve: list[float] = []
     for plan in plans[stage.number :]:
         following = _carry_out(plan, stage, seed, budget, halt)

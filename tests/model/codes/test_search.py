@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hopmem.model.codes.search import Code, best_code
+from hopmem.model.codes.search import Code, Stage, best_code
 from hopmem.model.separation import separation
 
 TAMMES = Path(os.environ.get("HOPMEM_DATA", "")) / "tammes3d.csv"
@@ -165,3 +165,10 @@ def test_more_points_than_any_table_lists():
     code = best_code(200, 5, **SHORT)
     assert code.points.shape == (200, 5)
     assert top(code.points) < 0.85
+
+
+def test_rounds_that_brought_nothing_are_remembered_over_an_interruption():
+    straight = best_code(9, 3, restarts=8)
+    resumed = best_code(9, 3, restarts=8, start=Stage(straight.points[None], straight.stages - 1, idle=4))
+    assert resumed.stage.idle == 4
+    assert resumed.finished
