@@ -8,7 +8,7 @@ takes, and several times as fast.
 import math
 from collections.abc import Callable, Iterator
 from itertools import product
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -61,11 +61,11 @@ def _ways(Z: UnitRows, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
     Returns:
         Both ranges of rows and the block, one after another.
     """
-    in_part = isinstance(Z, Features) and Z.plain
-    if in_part and _are_integers(cast(Features, Z)):
-        return _by_integers(cast(Features, Z), size)
-    if in_part and size < min(len(Z), TALL):
-        return _by_columns(cast(Features, Z), size)
+    if isinstance(Z, Features):  # whether they are plain takes a pass over them, and is asked last
+        if _are_integers(Z) and Z.plain:
+            return _by_integers(Z, size)
+        if size < min(len(Z), TALL) and Z.plain:
+            return _by_columns(Z, size)
     return _by_rows(Z, size)
 
 
@@ -98,7 +98,7 @@ def _by_columns(Z: Features, size: int) -> Iterator[tuple[slice, slice, Tensor]]
 
 
 def _are_integers(Z: Features) -> bool:
-    """Whether plain features are best multiplied as the 8-bit patterns they come from.
+    """Whether features, if they are plain, are best multiplied as the 8-bit patterns they come from.
 
     Returns:
         False where the processor has no instructions for it: torch would then be slow.

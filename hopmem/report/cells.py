@@ -8,6 +8,14 @@ from rich.text import Text
 
 from hopmem.errors import printable
 
+SEPARATION = (  # what is shown of a separation, and the field that holds it
+    ("smallest Δ", "min"),
+    ("mean Δ", "mean"),
+    ("largest cosine", "max_cosine"),
+    ("smallest angle (degrees)", "min_angle_degrees"),
+    ("radius R", "radius"),
+    ("effective rank", "effective_rank"),
+)
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 HEIGHTS = "▁▂▃▄▅▆▇█"
 

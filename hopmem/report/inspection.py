@@ -55,14 +55,7 @@ def _facts(result: Inspection) -> Table:
 def _separation(result: Inspection) -> Table:
     sides = _sides(result)
     table = Table("separation", *sides, title="Δ = 1 − largest cosine to another pattern")
-    for heading, key in (
-        ("smallest Δ", "min"),
-        ("mean Δ", "mean"),
-        ("largest cosine", "max_cosine"),
-        ("smallest angle (degrees)", "min_angle_degrees"),
-        ("radius R", "radius"),
-        ("effective rank", "effective_rank"),
-    ):
+    for heading, key in cells.SEPARATION:
         table.add_row(heading, *(cells.number(getattr(report, key)) for report in sides.values()))
     return table
 

@@ -166,14 +166,7 @@ def _separation(result: Inspection) -> list[Html]:
     sides = _sides(result)
     rows = [
         [heading, *(cells.number(getattr(report, key)) for report in sides.values())]
-        for heading, key in (
-            ("smallest Δ", "min"),
-            ("mean Δ", "mean"),
-            ("largest cosine", "max_cosine"),
-            ("smallest angle (degrees)", "min_angle_degrees"),
-            ("radius R", "radius"),
-            ("effective rank", "effective_rank"),
-        )
+        for heading, key in cells.SEPARATION
     ]
     note = "Δ of a pattern is 1 − its largest cosine to another: at 0 it has a twin. R is half the smallest distance."
     return [table_of(["", *sides], rows, numbers=range(1, 3)), tag("p", note, class_="note")]
