@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hopmem.model.association import VISIBLE
 from hopmem.model.entmax import entmax
 from hopmem.model.kernel import Features, blocks, unit
 from hopmem.model.scan import combine, known_scores, memory_rows, query_blocks, scores
+from hopmem.model.weighing import VISIBLE
 
 Score = Callable[[Tensor, Tensor | None, Features, int], Tensor]
 LOWEST = -1e30

@@ -18,6 +18,34 @@ FEW = 16  # memories that are looked at together, in float64
 NEARLY = 0.9  # of the error: float32 sums above this are looked at again
 UNRESOLVED = 1e-3  # distances that float32 cosines can't tell from zero
 FARTHEST = 2.0  # the largest distance between two unit features
+# (M, D) ↦ the least largest cosine of M points on the sphere in R^D: of the sharp codes (Levenshtein, 1979; Cohn and
+# Kumar, 2007, arXiv math/0607446, table 1), of 10 points in R⁴ (Bachoc and Vallentin, 2009, arXiv 0804.0526) and of 24
+# (de Laat, Leijenhorst and de Muinck Keizer, 2024, arXiv 2404.18794), and of 8 and 9 in R³ (Schütte and van der
+# Waerden, 1951), 11 (Danzer, 1986) and 12 (Fejes Tóth, 1943), ...
+BEST_COSINE = {
+    (12, 3): 1 / math.sqrt(5),
+    (10, 4): 1 / 6,
+    (24, 4): 1 / 2,
+    (120, 4): (1 + math.sqrt(5)) / 4,
+    (16, 5): 1 / 5,
+    (27, 6): 1 / 4,
+    (56, 7): 1 / 3,
+    (240, 8): 1 / 2,
+    (112, 21): 1 / 9,
+    (162, 21): 1 / 7,
+    (100, 22): 1 / 11,
+    (275, 22): 1 / 6,
+    (891, 22): 1 / 4,
+    (552, 23): 1 / 5,
+    (4600, 23): 1 / 3,
+    (196_560, 24): 1 / 2,
+    (8, 3): (2 * math.sqrt(2) - 1) / 7,
+    (9, 3): 1 / 3,
+    (11, 3): 1 / math.sqrt(5),
+}
+# ... and the best angles in R³ that no short formula gives, in degrees, to the digits of Sloane's tables: of 7 points
+# (Schütte and van der Waerden, 1951), 10 (Danzer, 1986), 13 and 14 (Musin and Tarasov, 2012, 2015) and 24 (Robinson).
+BEST_ANGLE = {7: 77.8695421, 10: 66.1468220, 13: 57.1367031, 14: 55.6705700, 24: 43.6907671}
 
 
 def lemma1_error(delta_min: float, radius: float, M: int, beta: float) -> float:
@@ -92,11 +120,10 @@ def spherical_code_bounds(M: int, D: int) -> tuple[float, float]:
 
 
 def best_separation(M: int, D: int) -> float | None:
-    """The largest Δ_min that M points on the sphere in R^D can have, of the optima that are proved and have a formula.
+    """The largest Δ_min that M points on the sphere in R^D can have, where it is proved.
 
-    The simplex up to M = D + 1 and right angles up to 2D (Rankin, 1955), the regular polygon, and the arrangements of
-    12 points in R³ (Fejes Tóth, 1943), 24 in R⁴ (de Laat, Leijenhorst, de Muinck Keizer, 2024), and 240 in R⁸ and
-    196,560 in R²⁴ (Levenshtein, 1979).
+    The simplex up to M = D + 1 and right angles up to 2D (Rankin, 1955), the regular polygon, and the single codes of
+    `BEST_COSINE` and `BEST_ANGLE`.
 
     Returns:
         Δ, or None where it is none of these.
@@ -114,7 +141,10 @@ def best_separation(M: int, D: int) -> float | None:
         return 1 - math.cos(2 * math.pi / M)
     if M <= 2 * D:
         return 1.0
-    return {(12, 3): 1 - 1 / math.sqrt(5), (24, 4): 0.5, (240, 8): 0.5, (196_560, 24): 0.5}.get((M, D))
+    if D == 3 and M in BEST_ANGLE:
+        return 1 - math.cos(math.radians(BEST_ANGLE[M]))
+    cosine = BEST_COSINE.get((M, D))
+    return None if cosine is None else 1 - cosine
 
 
 def sharp_error(

@@ -16,7 +16,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+STEEP = 64.0  # slope of g beyond which a small step is no sign that the root is near: it is infinite at an edge
+
 Sums = Callable[[Tensor], tuple[Tensor, Tensor]]  # c [..., 1] ↦ Σ exp_α(u) and its derivative [..., 1]
+
+
+def across(G: Tensor) -> Tensor:
+    """The sum of each row, as a column.
+
+    Returns:
+        [..., 1].
+    """
+    return G.sum(-1, keepdim=True)
 
 
 def entmax(S: Tensor, alpha: float) -> Tensor:
@@ -92,6 +103,19 @@ def stretch(c: Tensor, alpha: float) -> Tensor:
     return ((alpha - 1) * c).clamp_max(math.log(torch.finfo(c.dtype).max) - 1).exp()
 
 
+def reach_of_support(c: Tensor, alpha: float) -> Tensor:
+    """How far below the largest score the support ends: where 1 + (α−1) s e^{(α−1)c} = 0.
+
+    Args:
+        c: minus the logarithm of the largest weight [..., 1].
+        alpha: α > 1.
+
+    Returns:
+        −s > 0 [..., 1].
+    """
+    return 1 / ((alpha - 1) * stretch(c, alpha))
+
+
 def log_peak(sums: Sums, c: Tensor, M: int, tolerance: float = 512 * 2.0**-52, max_iterations: int = 200) -> Tensor:
     """C = −ln of the largest weight, by Newton's method inside a bracket that halves when Newton is slow.
 
@@ -102,7 +126,7 @@ def log_peak(sums: Sums, c: Tensor, M: int, tolerance: float = 512 * 2.0**-52, m
         sums: of the scores at some c, as `partial_sums` gives them.
         c: where to begin, in [0, ln M], of the shape [..., 1].
         M: scores in a row.
-        tolerance: of the sum of the weights, all of which rise and fall together; not less than the sums are exact to.
+        tolerance: of c; not less than the scores are exact to.
         max_iterations: a bound that is never met: bisection alone ends within 64.
 
     Returns:
@@ -111,21 +135,21 @@ def log_peak(sums: Sums, c: Tensor, M: int, tolerance: float = 512 * 2.0**-52, m
     low, high, last = torch.zeros_like(c), torch.full_like(c, math.log(M)), torch.full_like(c, math.inf)
     tolerance = max(tolerance, 512 * torch.finfo(c.dtype).eps)
     for _ in range(max_iterations):
-        total, rate = sums(c)  # |g| bounds the error of the sum of the weights
+        total, rate = sums(c)
         gap, slope = total.log() - c, rate / total - 1  # g(c) = ln Σ exp_α(s e^{(α−1)c}) − c, and g′(c) ≤ −1
         low, high = torch.where(gap >= 0, c, low), torch.where(gap <= 0, c, high)
         newton = c - gap / slope
         # For α > 2 an entry at the edge of the support has an infinite slope, and Newton would creep.
         trusted = (newton >= low) & (newton <= high) & (gap.abs() <= last / 2)
         following = torch.where(trusted, newton, (low + high) / 2)
-        done = (gap.abs() <= tolerance) | (following == c)
+        done = (gap.abs() <= tolerance * slope.abs().clamp_max(STEEP)) | (following == c)
         if bool(done.all()):
             break
         c, last = torch.where(done, c, following), gap.abs()
     return c
 
 
-def partial_sums(s: Tensor, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+def partial_sums(s: Tensor, c: Tensor, alpha: float, add: Callable[[Tensor], Tensor] = across) -> tuple[Tensor, Tensor]:
     """Σ exp_α(u) and its derivative by c, with u = s e^{(α−1)c}.
 
     With the base x = [1 + (α−1)u]₊ the sum is Σ x^{1/(α−1)}, and its derivative that sum less Σ x^{1/(α−1) − 1}.
@@ -134,22 +158,23 @@ def partial_sums(s: Tensor, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         s: some of the scores, less the largest of all [..., m].
         c: minus the logarithm of the largest weight [..., 1].
         alpha: α ≥ 1.
+        add: adds up the terms, where the scores of a row do not lie in a row.
 
     Returns:
         Both [..., 1].
     """
     if alpha == 1:
-        total = tsallis_exp(s, 1).sum(-1, keepdim=True)
+        total = add(tsallis_exp(s, 1))
         return total, torch.zeros_like(total)
     u = s * ((alpha - 1) * stretch(c, alpha)).to(s)
     if alpha == 2:
-        total = u.add_(1).clamp_min_(0).sum(-1, keepdim=True)
-        return total, total - (u > 0).sum(-1, keepdim=True)
+        total = add(u.add_(1).clamp_min_(0))
+        return total, total - add(u.sign_())
     if alpha == 1.5:
-        below = u.add_(1).clamp_min_(0).sum(-1, keepdim=True)
-        total = u.square_().sum(-1, keepdim=True)
+        below = add(u.add_(1).clamp_min_(0))
+        total = add(u.square_())
         return total, total - below
     logarithm = u.clamp_min_(-1).log1p()  # of the base, which near 1 has lost its digits
     G = logarithm.div_(alpha - 1).exp_()
-    total = G.sum(-1, keepdim=True)
-    return total, total - G.div_(u.add_(1).clamp_min_(torch.finfo(u.dtype).tiny)).sum(-1, keepdim=True)
+    total = add(G)
+    return total, total - add(G.div_(u.add_(1).clamp_min_(torch.finfo(u.dtype).tiny)))

@@ -6,12 +6,13 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from hopmem.model.association import VISIBLE, Association, Weighing, associate
+from hopmem.model.association import associate
 from hopmem.model.entmax import conjugate, entmax
 from hopmem.model.gram import Progress
 from hopmem.model.kernel import Features, blocks, unit
 from hopmem.model.scan import RowBlocks, combine, known_scores, query_blocks, scores, top_scores
 from hopmem.model.sieve import states_at_once
+from hopmem.model.weighing import VISIBLE, Association, Weighing
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Passes over all memories for states to which too many of them matter: a block of scores is held, and no more.
 
-Softmax makes one pass with a running maximum and sum. α-entmax makes one for the largest scores, a few for the
-threshold, whose sums add up over blocks (`entmax.log_peak`), and one that mixes.
+Softmax makes one pass with a running maximum and sum. α-entmax makes one for the largest scores, and then a few more
+(`exponents`).
 """
 
 import math
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import log_peak, partial_sums, tsallis_exp
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.scan import RowBlocks
 from hopmem.model.sieve import group_size, maxima
@@ -21,8 +20,6 @@ LOWEST = -80.0  # exponent of the least weight that is summed: below the normal 
 SMALLEST = 1e-20  # a β that tells no weights apart, and still the scores
 MOST_ROWS, MOST_SCORES = 2048, 1 << 18  # of a block: more of either, and it leaves the cache of the processor
 ARRAYS = 6  # of the size of a block of scores, at the most
-MOST_EDGES = 1 << 20  # memories of which it is found out exactly whether they have a weight
-SAMPLE = 4096  # memories that tell about where the threshold lies
 
 
 @dataclass(frozen=True)
@@ -135,162 +132,3 @@ def peaks(scores: Scores, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if kept is not None:
             kept[:, rows] = S.T
     return peak, top
-
-
-@dataclass(frozen=True)
-class Exponents:
-    """β (s_μ − m), with m the largest score, of b states and all memories: kept, or computed anew at each pass."""
-
-    scores: Scores
-    peak: Tensor  # m [b], in the type to compute in
-    beta: float
-    kept: Tensor | None = None  # [b, M]
-
-    @classmethod
-    def of_all(cls, scores: Scores, beta: float, *, keep: bool = False) -> tuple["Exponents", Tensor]:
-        """Pass over all scores once.
-
-        Args:
-            scores: of b states and M memories.
-            beta: β.
-            keep: whether the exponents shall be kept.
-
-        Returns:
-            The exponents, and the largest score of each group [G, b].
-        """
-        kept = scores.T.new_empty(scores.T.shape[1], len(scores.memory)) if keep else None
-        peak, top = peaks(scores, kept)
-        return cls(scores, peak, beta, None if kept is None else kept.sub_(peak[:, None]).mul_(beta)), top
-
-    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
-        """Pass over the memories.
-
-        Yields:
-            Some memories and their exponents [b, m], which may not be overwritten.
-        """
-        if self.kept is None:
-            for rows, S in self.scores:
-                yield rows, S.sub_(self.peak).mul_(self.beta).T
-        else:
-            for rows in blocks(self.kept.shape[1], self.scores.rows):
-                yield rows, self.kept[:, rows]
-
-    def of(self, states: Tensor) -> "Exponents":
-        """The exponents of some of the states.
-
-        Args:
-            states: their numbers [c].
-
-        Returns:
-            Exponents of c states.
-        """
-        kept = None if self.kept is None else self.kept[states]
-        return Exponents(self.scores.of(states), self.peak[states], self.beta, kept)
-
-    def sample(self, budget: int) -> Tensor:
-        """The exponents of some memories, evenly spread.
-
-        Args:
-            budget: bytes that the sample may take.
-
-        Returns:
-            float64 [b, m].
-        """
-        T, memory = self.scores.T, self.scores.memory
-        M, few = len(memory), max(16, budget // (8 * (ARRAYS * T.shape[1] + 4 * memory.dimension)))
-        rows = torch.linspace(0, M - 1, min(M, SAMPLE, few), dtype=torch.float64, device=T.device).long()
-        if self.kept is not None:
-            return self.kept[:, rows].double()
-        return ((memory.exact(rows).to(T) @ T - self.peak) * self.beta).T.double()
-
-
-def root(exponents: Exponents, alpha: float, start: Tensor) -> Tensor:
-    """C = −ln of the largest weight, by a few passes (see `entmax.log_peak`).
-
-    Args:
-        exponents: of b states and M memories.
-        alpha: α > 1.
-        start: about where c lies [b, 1] float64.
-
-    Returns:
-        c [b, 1] float64.
-    """
-
-    def sums(c: Tensor) -> tuple[Tensor, Tensor]:
-        total, rate = torch.zeros_like(c), torch.zeros_like(c)
-        for _, s in exponents:
-            more = partial_sums(s, c, alpha)
-            total, rate = total.add_(more[0]), rate.add_(more[1])
-        return total, rate
-
-    M = len(exponents.scores.memory)
-    c = log_peak(sums, start, M, 8 * torch.finfo(exponents.peak.dtype).eps)
-    total, rate = sums(c)  # what rounds off one weight is random, and less in their sum: a last step is worth it
-    return (c - (total.log() - c) / (rate / total - 1)).clamp(0, math.log(M))
-
-
-def about(exponents: Exponents, alpha: float, budget: int) -> Tensor:
-    """About where the root lies, by a sample of the memories.
-
-    Args:
-        exponents: of b states and M memories.
-        alpha: α > 1.
-        budget: bytes that the sample may take.
-
-    Returns:
-        c [b, 1] float64.
-    """
-    s, M = exponents.sample(budget), len(exponents.scores.memory)
-    each = M / s.shape[1]
-
-    def sums(c: Tensor) -> tuple[Tensor, Tensor]:
-        total, rate = partial_sums(s, c, alpha)
-        return (each * total).clamp_min(1.0), each * rate  # the largest score of all counts, though it is not in it
-
-    return log_peak(sums, s.new_zeros(len(s), 1), M)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """What α-entmax, α > 1, sums over all memories, for b states, with G_μ = exp_α(β (s_μ − m) e^{(α−1)c})."""
-
-    mixed: Tensor  # Σ G · rows [b, n] float32
-    total: Tensor  # Σ G [b], one over the largest weight
-    inner: Tensor  # Σ G β (s − m) [b]
-    support: Tensor  # memories with G > 0 [b] int64, but for those at the edge,
-    edge: Tensor  # [2, k] states and memories of which rounding may decide whether G > 0
-
-
-def mixture(
-    exponents: Exponents, alpha: float, factor: Tensor, rows_of: RowBlocks, width: int, slack: Tensor
-) -> Mixture:
-    """Mix rows, and sum up what the conjugate needs, in one pass.
-
-    Args:
-        exponents: of b states and M memories.
-        alpha: α > 1.
-        factor: e^{(α−1)c} [b, 1].
-        rows_of: M rows to mix.
-        width: entries of a row.
-        slack: what rounding may have moved an exponent by [b, 1].
-
-    Returns:
-        The sums.
-    """
-    total, inner = (torch.zeros_like(exponents.peak, dtype=torch.float64) for _ in range(2))
-    support = torch.zeros_like(total, dtype=torch.int64)
-    edge = support.new_empty(2, 0)
-    factor, end = factor.to(exponents.peak), -1 / ((alpha - 1) * factor)  # the exponent from which on G > 0
-    inside, outside = ((end + shift).to(factor) for shift in (slack, -slack))
-    mixed = torch.zeros(len(total), width, device=total.device)
-    for rows, s in exponents:
-        G = tsallis_exp(s * factor, alpha)
-        total, inner = total + G.sum(1), inner + (G * s).sum(1)
-        certain = s > inside
-        support += certain.sum(1)
-        found = (certain.logical_not_() & (s > outside)).nonzero().T
-        edge = torch.cat([edge, found + found.new_tensor([[0], [rows.start]])], 1)
-        if edge.shape[1] > MOST_EDGES:  # ties: no precision tells them apart
-            inside = outside = end.to(factor)
-        mixed.addmm_(G.float(), rows_of[rows])
-    return Mixture(mixed, total, inner, support, edge)

@@ -14,7 +14,8 @@ m̂ − t − 2δ; all others are left out, and what they weigh is bounded by ε
 
 For α > 1 the support ends at t = e^{−(α−1)c}/(β(α−1)) below the largest score, and c grows with every memory that is
 added. The best memories of the groups, each taken to lie 2δ farther below the best of all than it seems, are some of
-the memories: their c bounds that of all from below, and t from above.
+the memories: their c bounds that of all from below, and t from above. Taken as they seem, they tell where the support
+most likely ends (`likely_floor`), which is for whoever looks there to verify.
 """
 
 import math
@@ -24,7 +25,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import log_peak, partial_sums, stretch
+from hopmem.model.entmax import log_peak, partial_sums, reach_of_support
 from hopmem.model.kernel import Features, blocks, processor_has
 
 GROUPS = 4096  # as many groups as this, or of `LARGEST` memories each more; small banks are scored in float32
@@ -34,7 +35,8 @@ MATTERING = 8  # which is when one group in so many certainly does, on average
 COARSE_ROWS = 8192  # memories that are scored at a time
 FEW = 8  # memories, or groups with the k best, that any state may look into
 ARRAYS = 6  # of the size of the maxima that their α-entmax takes
-ROUNDED = 1e-9  # what rounding moves c by, at most
+NEAR = 1e-3  # to which c is found: it moves how far the support reaches by as little
+LIKELY = 4  # of the rounding to bfloat16 that is possible, one part in so many is likely
 BYTES = 16  # for each group and state: its maximum, whether it matters, and copies of both
 
 
@@ -57,13 +59,43 @@ class Sieve:
         Returns:
             t [b].
         """
+        return self._reach_of_maxima(alpha, beta, budget, 2 * self.slack)
+
+    def likely_floor(self, alpha: float, beta: float, budget: int) -> Tensor:
+        """A score above which the support of α-entmax most likely lies; below the largest score it surely is.
+
+        Args:
+            alpha: α > 1.
+            beta: β > 0.
+            budget: bytes of working memory.
+
+        Returns:
+            [b].
+        """
+        reaches = self._reach_of_maxima(alpha, beta, budget, torch.zeros_like(self.slack)).float()
+        likely = self.slack / LIKELY if self.top.dtype == torch.bfloat16 else 2 * self.slack
+        return self.top.amax(0).float() - torch.maximum(reaches + likely, self.slack)
+
+    def _reach_of_maxima(self, alpha: float, beta: float, budget: int, lower: Tensor) -> Tensor:
+        """How far the support of α-entmax reaches where the maxima are all there is.
+
+        Args:
+            alpha: α > 1.
+            beta: β > 0.
+            budget: bytes of working memory.
+            lower: by how much all but the largest are taken to be lower than they seem [b].
+
+        Returns:
+            t [b], not less than it is.
+        """
         found = []
         for part in blocks(self.top.shape[1], max(1, budget // (8 * ARRAYS * len(self.top)))):
-            s = self.top[:, part].double().T  # [c, G]
+            s = self.top[:, part].T.float()  # [c, G]
             peak, place = s.max(1, keepdim=True)
-            s = s.sub_(peak + 2 * self.slack[part, None]).mul_(beta).scatter_(1, place, 0)
-            c = log_peak(partial(partial_sums, s, alpha=alpha), torch.zeros_like(peak), len(self.top))
-            found.append(1 / (beta * (alpha - 1) * stretch((c - ROUNDED).clamp_min_(0), alpha)))
+            s = (s - (peak + lower[part, None])).mul_(beta).scatter_(1, place, 0)
+            sums, start = partial(partial_sums, s, alpha=alpha), torch.zeros_like(peak, dtype=torch.float64)
+            c = log_peak(sums, start, len(self.top), NEAR)
+            found.append(reach_of_support((c - NEAR).clamp_min_(0), alpha) / beta)
         return torch.cat(found)[:, 0]
 
     def floor(self, reach: float | Tensor, k: int = 1) -> Tensor:
@@ -145,21 +177,17 @@ def group_size(M: int) -> int:
     return size
 
 
-def coarse_types(alpha: float, M: int, device: torch.device) -> list[torch.dtype]:
-    """In which types to score coarsely, one after another.
-
-    What bfloat16 can't tell apart, float32 may: worth it for α > 1, where to weigh all memories takes many passes.
+def suited_type(M: int, device: torch.device) -> torch.dtype:
+    """In which type to score coarsely.
 
     Args:
-        alpha: α ≥ 1.
         M: memories.
         device: where.
 
     Returns:
-        One or two types.
+        float32 for few memories, whose maxima are their scores.
     """
-    quick = torch.float32 if group_size(M) == 1 else coarse_type(device)
-    return [quick] if alpha == 1 or quick == torch.float32 else [quick, torch.float32]
+    return torch.float32 if group_size(M) == 1 else coarse_type(device)
 
 
 def sieve(Y: Tensor, memory: Features, reach: float | None, kind: torch.dtype) -> Sieve | None:

@@ -1,24 +1,27 @@
 """Every way of weighing the memories is the literal α-entmax over all of them; no way holds all weights."""
 
+import math
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hopmem.model import association as module
-from hopmem.model import sieve
-from hopmem.model.association import Association, Weighing
+from hopmem.model import association, broad, sieve
 from hopmem.model.entmax import conjugate, entmax, stretch
+from hopmem.model.exponents import Exponents, about, root
+from hopmem.model.held import held, rescored
 from hopmem.model.hopfield import Dynamics, retrieve
 from hopmem.model.kernel import Features, Patterns, unit
-from hopmem.model.passes import Exponents, Scores, about, fused, mixture, peaks, root
+from hopmem.model.passes import Scores, fused, peaks
+from hopmem.model.weighing import Association, Weighing
 from tests.model import randn
 
 M, d, B = 2600, 24, 12  # with GROUPS as below, more than one memory in a group
 BETA = 150.0  # sharp enough that few memories matter
-WAYS = ("_held", "_dense", "_summed", "_streamed")
+WAYS = {"held": association, "picked": association, "dense": broad, "summed": broad, "streamed": broad}
 
 
 @pytest.fixture(autouse=True, params=[300, 4096], ids=["grouped", "small"])
@@ -63,12 +66,12 @@ def literal(Xi: Tensor, X: Tensor, alpha: float, beta: float) -> tuple[Tensor, T
 def ways(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     seen: set[str] = set()
 
-    def spied(name: str):
+    def spied(module: ModuleType, name: str):
         way = getattr(module, name)
         return lambda *parts, **options: seen.add(name) or way(*parts, **options)
 
-    for name in WAYS:
-        monkeypatch.setattr(module, name, spied(name))
+    for name, module in WAYS.items():
+        monkeypatch.setattr(module, name, spied(module, name))
     return seen
 
 
@@ -98,31 +101,44 @@ def test_answers_are_those_of_float64_over_all_memories(monkeypatch, name, alpha
 @pytest.mark.parametrize("keep", [True, False])
 @pytest.mark.parametrize("name", list(banks()))
 def test_passes_that_hold_no_weights_find_the_same_threshold(monkeypatch, ways, name, keep, alpha, beta):
-    monkeypatch.setattr(module, "MOST_READINGS", 0)
-    monkeypatch.setattr(module, "FEWEST_KEPT", 1 if keep else 10**9)
+    monkeypatch.setattr(association, "SHARE_OF_PICKS", math.inf)
+    monkeypatch.setattr(broad, "MOST_READINGS", 0)
+    monkeypatch.setattr(broad, "FEWEST_KEPT", 1 if keep else 10**9)
     Xi = banks()[name]
     X = queries(Xi)
     found, (_, P) = ask(Xi, X, alpha, beta, top=3), literal(Xi, X, alpha, beta)
-    assert "_dense" not in ways
+    assert "dense" not in ways
     expected = P @ Xi.double()
     assert float(((found.patterns - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
     assert torch.allclose(found.weight.double(), P.topk(3, dim=1).values, atol=1e-5)
     if name not in {"one pattern", "repeated", "tied"}:
         assert torch.equal(found.support, (P > 0).sum(1))
     passes = ask(Xi, X, alpha, beta, steps=4).patterns
-    monkeypatch.setattr(module, "MOST_READINGS", 10**9)
+    monkeypatch.setattr(broad, "MOST_READINGS", 10**9)
     held = ask(Xi, X, alpha, beta, steps=4).patterns
     assert float(((passes - held).norm(dim=1) / held.norm(dim=1)).max()) <= 1e-5
+
+
+@pytest.mark.parametrize("alpha", [4.0, 6.0])
+@pytest.mark.parametrize("beta", [1e-20, 1e-3, 1.0])
+@pytest.mark.parametrize("budget", [1 << 16, 1 << 28])
+def test_a_weight_that_is_a_high_root_of_its_base_is_exact(alpha, beta, budget):
+    found, (_, P) = (
+        ask(apart(), queries(apart()), alpha, beta, budget=budget),
+        literal(apart(), queries(apart()), alpha, beta),
+    )
+    expected = P @ apart().double()
+    assert float(((found.patterns - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
 
 
 @pytest.mark.parametrize(
     ("alpha", "beta", "way", "budget"),
     [
-        (1.0, 300.0, "_held", 1 << 28),
-        (1.5, 300.0, "_held", 1 << 28),
-        (1.0, 1.0, "_streamed", 1 << 28),
-        (1.2, 0.5, "_dense", 1 << 28),
-        (1.2, 0.5, "_summed", 1 << 16),
+        (1.0, 300.0, "held", 1 << 28),
+        (1.5, 300.0, "held", 1 << 28),
+        (1.0, 1.0, "streamed", 1 << 28),
+        (1.2, 0.5, "dense", 1 << 28),
+        (1.2, 0.5, "summed", 1 << 16),
     ],
 )
 def test_what_is_seen_decides_the_way(ways, alpha, beta, way, budget):
@@ -134,7 +150,7 @@ def test_states_of_one_block_may_go_different_ways(ways):
     Xi = torch.cat([apart(), randn(1, d) + 1e-3 * randn(M, d, seed=4)])
     X = torch.cat([queries(Xi), Xi[-1:]])
     found, (_, P) = ask(Xi, X, 1.0, 200.0), literal(Xi, X, 1.0, 200.0)
-    assert ways == {"_held", "_streamed"}
+    assert ways == {"held", "streamed"}
     assert torch.allclose(found.patterns.double(), P @ Xi.double(), atol=1e-5)
 
 
@@ -142,25 +158,27 @@ def all_ways(alpha: float) -> Iterator[Association]:
     """What is held, and what every weight was computed for, of the same states."""
     Xi, how = apart(), Weighing(alpha, BETA, 3, 1 << 24)
     Y, memory = unit(queries(Xi).double()), Features(Patterns(Xi))
-    kind = sieve.coarse_types(alpha, M, Y.device)[-1]
-    found = sieve.sieve(Y, memory, sieve.reach(alpha, BETA, M, 1e-8), kind)
+    found = sieve.sieve(Y, memory, sieve.reach(alpha, BETA, M, 1e-8), torch.float32)
     floor = found.floor(sieve.reach(alpha, BETA, M, 1e-8), 3)
-    yield module._held(*module.rescored(Y, memory, found.group, found.top >= floor, floor, how), how)
-    yield module._streamed(Y, memory, how, memory, d) if alpha == 1 else module._dense(Y, memory, how)
+    yield held(*rescored(Y, memory, found.group, found.top >= floor, floor, how), how)
+    yield broad.streamed(Y, memory, how, memory, d) if alpha == 1 else broad.dense(Y, memory, how)
     if alpha > 1:
-        yield module._summed(Y, memory, how, memory, d)
+        yield broad.summed(Y, memory, how, memory, d)
+        states, association = broad.picked(Y, memory, how, Y.new_zeros(len(Y)), memory, d)
+        assert states.tolist() == list(range(len(Y)))
+        yield association
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
 def test_all_ways_weigh_and_mix_alike(alpha):
-    held, *others = all_ways(alpha)
-    for broad in others:
-        assert torch.equal(held.index[:, :3], broad.index[:, :3])
-        assert torch.equal(held.support, broad.support)
+    few, *others = all_ways(alpha)
+    for other in others:
+        assert torch.equal(few.index[:, :3], other.index[:, :3])
+        assert torch.equal(few.support, other.support)
         for name in ("conjugate", "nearest"):
-            assert torch.allclose(getattr(held, name), getattr(broad, name), atol=1e-5)
+            assert torch.allclose(getattr(few, name), getattr(other, name), atol=1e-5)
         for rows, width in ((Patterns(apart()), d), (Patterns(randn(M, 5, seed=5)), 5)):
-            mixed = [each.mix(rows, width, torch.tensor([4, 0, 7])) for each in (held, broad)]
+            mixed = [each.mix(rows, width, torch.tensor([4, 0, 7])) for each in (few, other)]
             assert torch.allclose(*mixed, atol=1e-5)
 
 
@@ -191,7 +209,7 @@ def test_the_threshold_does_not_depend_on_the_parts_of_a_pass(rows, alpha):
     assert torch.equal(top, same)
     for exponents in (anew, kept):
         c = root(exponents, alpha, about(exponents, alpha, 1 << 24))
-        sums = mixture(exponents, alpha, stretch(c, alpha), memory.patterns, d, torch.zeros_like(c))
+        sums = exponents.mixture(alpha, stretch(c, alpha), memory.patterns, d, torch.zeros_like(c))
         assert torch.allclose(1 / sums.total, P.amax(1), rtol=1e-6)
         assert torch.equal(sums.support, (P > 0).sum(1))
         assert torch.allclose(sums.mixed.double() / sums.total[:, None], P @ Xi.double(), atol=1e-5)
@@ -205,7 +223,7 @@ def test_memories_that_rounding_may_have_moved_across_the_threshold_are_named(al
     assert exponents.kept is not None
     end = -1 / ((alpha - 1) * stretch(c, alpha))
     slack = (exponents.kept - end).abs().quantile(0.1, dim=1, keepdim=True)
-    sums = mixture(exponents, alpha, stretch(c, alpha), memory.patterns, d, slack)
+    sums = exponents.mixture(alpha, stretch(c, alpha), memory.patterns, d, slack)
     near = (exponents.kept - end).abs() <= slack
     assert 0 < int(near.sum()) < near.numel()
     assert set(map(tuple, sums.edge.T.tolist())) == set(map(tuple, near.nonzero().tolist()))
@@ -220,7 +238,7 @@ def test_a_block_of_a_pass_fits_the_budget_or_is_one_group(budget):
     assert scores.rows == sieve.group_size(9000) or scores.rows * 300 * 8 <= budget
 
 
-@pytest.mark.parametrize(("alpha", "way"), [(1.0, "_streamed"), (1.2, "_summed")])
+@pytest.mark.parametrize(("alpha", "way"), [(1.0, "streamed"), (1.2, "summed")])
 def test_passes_find_the_best_memory_among_those_that_float32_hardly_tells_apart(ways, alpha, way):
     Xi = 1 + 5e-3 * randn(2000, 3072)  # all cosines within 3e-5 of 1
     assert ask(Xi, Xi[:40], alpha, 1.0, budget=1 << 18).index[:, 0].tolist() == list(range(40))

@@ -9,7 +9,7 @@ from torch import Tensor
 from hopmem.model import sieve as module
 from hopmem.model.entmax import entmax
 from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
-from hopmem.model.sieve import Sieve, coarse_type, coarse_types, maxima, reach, rounding, states_at_once
+from hopmem.model.sieve import Sieve, coarse_type, maxima, reach, rounding, states_at_once, suited_type
 from tests.model import randn
 
 M = 2500  # no multiple of a group
@@ -37,7 +37,7 @@ def states(Xi: Tensor, count: int = 20) -> Tensor:
 
 
 def sifted(Y: Tensor, memory: Features, reach: float | None) -> Sieve | None:
-    return module.sieve(Y, memory, reach, coarse_types(1.0, len(memory), Y.device)[0])
+    return module.sieve(Y, memory, reach, suited_type(len(memory), Y.device))
 
 
 @pytest.mark.parametrize("name", list(banks()))
@@ -166,9 +166,7 @@ def test_the_support_reaches_no_farther_than_the_maxima_allow(name, alpha, beta,
         assert (t < reach(alpha, beta, M, 1e-8) / 2).all()
 
 
-def test_float32_is_asked_where_bfloat16_is_too_coarse_and_all_weights_would_be_dear(monkeypatch):
+def test_few_memories_are_scored_in_float32_at_once(monkeypatch):
     monkeypatch.setattr(module, "coarse_type", lambda device: torch.bfloat16)
-    cpu = torch.device("cpu")
-    assert coarse_types(1.0, 10**6, cpu) == [torch.bfloat16]
-    assert coarse_types(1.5, 10**6, cpu) == [torch.bfloat16, torch.float32]
-    assert coarse_types(1.5, 10, cpu) == [torch.float32]
+    assert suited_type(10**6, torch.device("cpu")) == torch.bfloat16
+    assert suited_type(10, torch.device("cpu")) == torch.float32
