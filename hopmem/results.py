@@ -109,6 +109,7 @@ class BoundsReport:
     exact_fraction: float  # share of patterns that are exact fixed points (Theorem 2); 0 at α = 1
     optimum: float | None = None  # the best Δ_min itself, where theory knows it
     reached: float | None = None  # share of the optimum, or else of the least bound, that the smallest Δ is
+    delta_for_exact: float | None = None  # Δ from which on a pattern is an exact fixed point; None at α = 1
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,7 @@ class Inspection:
     appended: Appended | None = None  # None where nothing was
     alpha: float = 1.0  # of Theorem 2, the runs and the self-test
     beta: float = 0.0  # at which they and the bounds were evaluated
+    raw_bounds: BoundsReport | None = None  # what theory promises of the raw patterns, where a map was learned
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,7 @@ class Remembered:
             records = {
                 "separation": sides,
                 "bounds": BoundsReport(**plain["bounds"]),
+                "raw_bounds": plain["raw_bounds"] and BoundsReport(**plain["raw_bounds"]),
                 "closest_pairs": [ClosePair(**pair) for pair in plain["closest_pairs"]],
                 "learning": plain["learning"] and LearningReport(**plain["learning"]),
                 "stored": plain["stored"] and StoredReport(**plain["stored"]),

@@ -80,6 +80,8 @@ CONTRACT: dict[str, dict[str, Any]] = {
             # beside the contract: the optimum where it is known, and the share of the best that is reached
             "optimum": MAYBE,
             "reached": MAYBE,
+            # and the Δ that Theorem 2 asks for
+            "delta_for_exact": MAYBE,
         },
         "closest_pairs": [{"a": str, "b": str, "cosine": float}],
         "duplicates": list,
@@ -92,6 +94,8 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "appended": type(None),
         "alpha": float,
         "beta": float,
+        # and the bounds of the raw patterns, where a map was learned
+        "raw_bounds": dict,
     },
     "evaluate": {
         "rows": [

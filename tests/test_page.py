@@ -192,7 +192,7 @@ def test_no_element_and_no_attribute_comes_from_a_name() -> None:
 def test_the_names_are_all_there_as_a_terminal_would_show_them() -> None:
     text = page(HOSTILE[0], full(HOSTILE), rows(HOSTILE), [])
     assert [name for name, *_ in data(text)] == [printable(name) for name in HOSTILE]
-    assert [nearest for _, _, nearest in data(text)] == [printable(HOSTILE[i - 1]) for i in range(len(HOSTILE))]
+    assert [nearest for _, _, nearest, _ in data(text)] == [printable(HOSTILE[i - 1]) for i in range(len(HOSTILE))]
     assert Page(text).text["h1"] == [HOSTILE[0]]
     assert {printable(HOSTILE[0]), printable(HOSTILE[1]), printable(HOSTILE[-1])} <= set(Page(text).text["bdi"])
     text.encode()  # a lone surrogate could not be written
@@ -208,7 +208,7 @@ def test_the_page_loads_nothing_and_may_load_nothing() -> None:
     assert not [a for _, a in Page(text).elements if set(a) & {"href", "srcset", "action", "style"}]
     policy = next(a["content"] for _, a in Page(text).elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy and policy.startswith("default-src 'none'; img-src data:;") and "unsafe" not in policy
-    assert [b64decode(row[3]) for row in data(text)] == [png()] * 3
+    assert [b64decode(row[4]) for row in data(text)] == [png()] * 3
 
 
 def test_every_number_of_the_inspection_can_be_read_without_a_script() -> None:
@@ -226,6 +226,18 @@ def test_every_number_of_the_inspection_can_be_read_without_a_script() -> None:
     assert not {each for each in wanted if each not in shown}
 
 
+def test_theorem_2_is_said_of_every_pattern_where_weights_can_vanish() -> None:
+    table = [replace(row, exact=row.delta >= 0.251) for row in rows(["a", "b", "c"])]
+    assert [exact for _, _, _, exact in data(page("bank", full(), table, []))] == [False, True, True]
+    assert "exact fixed point" in Page(page("bank", full(), table, [])).text["button"]
+    assert "exact fixed point" not in Page(page("bank", full(), rows(["a"]), [])).text["button"]
+
+
+def test_bounds_of_the_raw_patterns_stand_beside_those_of_the_map() -> None:
+    raw = replace(full().bounds, guaranteed_radius=0.1234)
+    assert "0.1234" in Page(page("bank", replace(full(), raw_bounds=raw), [], [])).words
+
+
 def test_a_page_of_20_000_patterns_stays_small() -> None:
     names = [f"folder/picture-{i:05}.png" for i in range(20_000)]
     assert len(page("bank", full(), rows(names), []).encode()) < 5e6
@@ -233,7 +245,7 @@ def test_a_page_of_20_000_patterns_stays_small() -> None:
 
 def test_what_is_unknown_is_a_dash() -> None:
     text = page("one", empty(), [PatternRow("only", float("nan"), "", None)], [])
-    assert data(text) == [["only", None, ""]]
+    assert data(text) == [["only", None, "", None]]
     assert "nan" not in Page(text).words.lower() and "None" not in Page(text).words
 
 

@@ -105,7 +105,6 @@ def can_portray(plot: Path | None, page: Path | None, force: bool) -> None:
     Raises:
         UnreadableError: a file stands where the folder of the pictures would be.
         UsageError: a page that is not called one: a slip would overwrite a bank.
-        UsageError: a page that is not called one: a slip would overwrite a bank.
     """
     if plot is None and page is None:
         return
@@ -150,9 +149,10 @@ def _write_page(
 
     order = found.sides[-1].delta.argsort(stable=True)[:MOST_ROWS]
     rows, near = (each[order].tolist() for each in (found.chosen, found.sides[-1].nearest))
+    enough = statistics.bounds.delta_for_exact
     delta, names = found.sides[-1].delta[order].tolist(), found.bank.names
     patterns = [
-        PatternRow(names[row], apart, names[other], small)
+        PatternRow(names[row], apart, names[other], small, None if enough is None else apart >= enough)
         for row, apart, other, small in zip(rows, delta, near, thumbnails(found, rows), strict=True)
     ]
     pictures = [PagePicture(chart.title, chart.caption, chart.png(PAGE_RESOLUTION)) for chart in drawn]

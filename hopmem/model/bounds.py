@@ -77,6 +77,15 @@ def beta_for_error(delta: float, M: int, error: float) -> float:
     return max(2 * math.log((M - 1) * math.sqrt(2 * delta) / error), 2 / 3) / delta
 
 
+def delta_for_exact(alpha: float, beta: float) -> float:
+    """Theorem 2: the separation 1/(β(α−1)) from which on a memory is an exact one-hot fixed point.
+
+    Returns:
+        Δ; inf at α = 1 or β = 0, where no weight vanishes.
+    """
+    return 1 / (beta * (alpha - 1)) if alpha > 1 and beta * (alpha - 1) > 0 else math.inf
+
+
 def exact(delta: Tensor, alpha: float, beta: float) -> Tensor:
     """Theorem 2: which memories have Δ_μ ≥ 1/(β(α−1)) and are exact one-hot fixed points.
 
@@ -88,9 +97,7 @@ def exact(delta: Tensor, alpha: float, beta: float) -> Tensor:
     Returns:
         bool [M].
     """
-    if alpha <= 1 or beta <= 0:
-        return torch.zeros_like(delta, dtype=torch.bool)
-    return delta >= 1 / (beta * (alpha - 1))
+    return delta >= delta_for_exact(alpha, beta)
 
 
 def exact_fraction(delta: Tensor, alpha: float, beta: float) -> float:

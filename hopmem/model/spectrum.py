@@ -1,24 +1,33 @@
 """The spectrum of the memories: how many dimensions of feature space they use."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from hopmem.model.gram import Progress
 from hopmem.model.kernel import Features
 
-WIDEST = 4096  # rows of the smaller Gram matrix up to which it is decomposed
+WIDEST, NARROWEST = (
+    4096,
+    256,
+)  # rows of the smaller Gram matrix up to which it is decomposed, where memory allows; always
+COPIES = 3  # of it, that its decomposition holds
 
 
-def singular_values(Z: Features) -> Tensor | None:
+def singular_values(Z: Features, budget: int, progress: Progress | None = None) -> Tensor | None:
     """The singular values of Z, through the smaller of Zᵀ Z and Z Zᵀ.
 
     Args:
         Z: unit features of M memories.
+        budget: bytes of working memory.
+        progress: told how many of the memories are done.
 
     Returns:
         min(M, D) values, float64, the largest first; None where both M and D are too large to decompose.
     """
     M, D = len(Z), Z.dimension
-    if min(M, D) > WIDEST:
+    if min(M, D) > min(WIDEST, max(NARROWEST, math.isqrt(budget // (8 * COPIES)))):
         return None
     gram = torch.zeros(min(M, D), min(M, D), dtype=torch.float64, device=Z.device)
     for rows in Z.patterns.in_blocks():
@@ -28,6 +37,8 @@ def singular_values(Z: Features) -> Tensor | None:
         else:
             for others in Z.patterns.in_blocks():
                 gram[rows, others] = block @ Z[others].double().T
+        if progress:
+            progress(rows.stop, M)
     values: Tensor = torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt().flip(0)
     return values.cpu()
 

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hopmem.errors import printable
+from hopmem.results import BoundsReport
 
 SEPARATION = (  # what is shown of a separation, and the field that holds it
     ("smallest Δ", "min"),
@@ -122,6 +123,41 @@ def times(shape: list[int]) -> str:
         As in 28 × 28.
     """
     return " × ".join(map(str, shape))
+
+
+def bounds(report: BoundsReport) -> dict[str, str]:
+    """What theory promises, in words and digits.
+
+    Args:
+        report: the bounds.
+
+    Returns:
+        What, and how much.
+    """
+    return {
+        "best possible smallest Δ": number(report.optimum),
+        "its lower bound": number(report.lower),
+        "its upper bound": number(report.upper),
+        "of it reached": "–" if report.reached is None else percent(report.reached),
+        "error, Lemma 1 as published": "void" if report.lemma1_error is None else number(report.lemma1_error),
+        "error, sharp bound at R/2": number(report.error),
+        "β that suffices": number(report.beta_for_error),
+        "guaranteed radius": number(report.guaranteed_radius),
+        "Δ of an exact fixed point": number(report.delta_for_exact),
+        "exact fixed points (Theorem 2)": percent(report.exact_fraction),
+    }
+
+
+def percent(share: float) -> str:
+    """A share.
+
+    Args:
+        share: what is not finite has no digits.
+
+    Returns:
+        As in 12.5 %.
+    """
+    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
 
 
 def bytes_(count: int) -> str:

@@ -77,20 +77,18 @@ def _quantiles(result: Inspection) -> Table:
 
 
 def _bounds(result: Inspection) -> Table:
-    bounds = result.bounds
-    table = cells.facts("bounds")
-    table.add_row("at", f"β {result.beta:.6g}, α {result.alpha:g}")
-    best = f"{cells.number(bounds.lower)} to {cells.number(bounds.upper)}"
-    table.add_row("best possible smallest Δ", best if bounds.optimum is None else cells.number(bounds.optimum))
-    if bounds.reached is not None:
-        table.add_row("of it reached", f"{100 * bounds.reached:.1f} %")
-    table.add_row(
-        "error, Lemma 1 as published", "void" if bounds.lemma1_error is None else cells.number(bounds.lemma1_error)
-    )
-    table.add_row("error, sharp bound at R/2", cells.number(bounds.error))
-    table.add_row("β that suffices", cells.number(bounds.beta_for_error))
-    table.add_row("guaranteed radius", cells.number(bounds.guaranteed_radius))
-    table.add_row("exact fixed points (Theorem 2)", f"{100 * bounds.exact_fraction:.1f} %")
+    """What theory promises, of the raw patterns beside the map in force.
+
+    Returns:
+        The table.
+    """
+    sides = {} if result.raw_bounds is None else {"raw": cells.bounds(result.raw_bounds)}
+    sides[list(_sides(result))[-1]] = cells.bounds(result.bounds)
+    table = Table(f"at β {result.beta:.6g}, α {result.alpha:g}", title="bounds")
+    for name in sides:
+        table.add_column(name, justify="right")
+    for what in cells.bounds(result.bounds):
+        table.add_row(what, *(side[what] for side in sides.values()))
     return table
 
 

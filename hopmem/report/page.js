@@ -6,8 +6,9 @@
   const folded = (text) => text.normalize("NFKC").toLowerCase();
   const byId = (id) => document.getElementById(id);
 
-  const rows = JSON.parse(byId("rows").textContent).map(([name, delta, nearest, png]) => ({ name, delta, nearest, png, key: folded(name) }));
+  const rows = JSON.parse(byId("rows").textContent).map(([name, delta, nearest, exact, png]) => ({ name, delta, nearest, exact, png, key: folded(name) }));
   const pictures = rows.some((row) => row.png !== undefined);
+  const fixed = rows.some((row) => row.exact !== null);
   const body = document.querySelector("#patterns tbody");
   const heads = [...document.querySelectorAll("#patterns thead button")];
   const search = byId("search"), count = byId("count"), more = byId("more");
@@ -18,6 +19,7 @@
     name: (a, b) => order(a.name, b.name),
     nearest: (a, b) => order(a.nearest, b.nearest),
     delta: (a, b) => (a.delta ?? Infinity) - (b.delta ?? Infinity) || 0, // two that are unknown are equal
+    exact: (a, b) => Number(a.exact) - Number(b.exact),
   };
 
   function cell(text, kind) {
@@ -53,6 +55,7 @@
     const tr = document.createElement("tr");
     if (pictures) tr.append(thumbnail(row));
     tr.append(named(row.name), named(row.nearest), cell(row.delta === null ? "\u2013" : String(row.delta), "n"));
+    if (fixed) tr.append(cell(row.exact ? "yes" : "no", ""));
     return tr;
   }
 

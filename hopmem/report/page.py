@@ -32,6 +32,7 @@ class PatternRow:
     delta: float  # Δ_μ in the map in force
     nearest: str  # the closest other pattern
     thumbnail: bytes | None  # a small PNG
+    exact: bool | None = None  # whether it is an exact fixed point (Theorem 2); None at α = 1, where none is
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _sections(result: Inspection, pictures: Sequence[PagePicture]) -> list[Html]
     small = [
         section("How far the patterns lie apart", *_separation(result)),
         *([section("Quantiles of Δ", *_quantiles(result))] if result.patterns > 1 else []),
-        section("What theory promises", facts_of(_bounds(result))),
+        section("What theory promises", _bounds(result)),
         section("Self-test", *_self_test(result)),
         section("What the bank holds", facts_of(_about(result))),
         *([section("Closest pairs", _pairs(result))] if result.closest_pairs else []),
@@ -148,9 +149,9 @@ def _cards(result: Inspection) -> list[Html]:
         ("smallest angle", _degrees(force), f"raw {_degrees(raw)}" if raw else "of the closest pair"),
     ]
     if test := result.self_test:
-        cards.append(("self-test", _percent(test.accuracy), f"of {test.queries:,} queries right"))
+        cards.append(("self-test", cells.percent(test.accuracy), f"of {test.queries:,} queries right"))
     if held := result.stored:
-        cards.append(("stored", _percent(held.fraction), f"of {held.tested:,} by Definition 3"))
+        cards.append(("stored", cells.percent(held.fraction), f"of {held.tested:,} by Definition 3"))
     cards.append(("guaranteed radius", cells.number(result.bounds.guaranteed_radius), "in feature space"))
     return [
         tag("div", tag("dt", what), tag("dd", value), tag("dd", note, class_="note")) for what, value, note in cards
@@ -190,26 +191,16 @@ def _quantiles(result: Inspection) -> list[Html]:
     return [table_of(["", *heads, ""], rows, numbers=range(1 + len(sides))), tag("p", note, class_="note")]
 
 
-def _bounds(result: Inspection) -> list[tuple[str, str]]:
-    """What theory promises.
+def _bounds(result: Inspection) -> Html:
+    """What theory promises, of the raw patterns beside the map in force.
 
     Returns:
-        What, and how much.
+        A table.
     """
-    bounds = result.bounds
-    void = bounds.lemma1_error is None or not math.isfinite(bounds.lemma1_error)
-    return [
-        ("at", f"β {result.beta:.6g}, α {result.alpha:g}"),
-        *([] if bounds.optimum is None else [("best possible smallest Δ", cells.number(bounds.optimum))]),
-        ("its lower bound", cells.number(bounds.lower)),
-        ("its upper bound", cells.number(bounds.upper)),
-        *([] if bounds.reached is None else [("of the best reached", _percent(bounds.reached))]),
-        ("error, Lemma 1 as published", "void" if void else cells.number(bounds.lemma1_error)),
-        ("error, sharp bound at R/2", cells.number(bounds.error)),
-        ("β that suffices", cells.number(bounds.beta_for_error)),
-        ("guaranteed radius", cells.number(bounds.guaranteed_radius)),
-        ("exact fixed points (Theorem 2)", _percent(bounds.exact_fraction)),
-    ]
+    sides = {} if result.raw_bounds is None else {"raw": cells.bounds(result.raw_bounds)}
+    sides[list(_sides(result))[-1]] = cells.bounds(result.bounds)
+    rows = [[what, *(side[what] for side in sides.values())] for what in cells.bounds(result.bounds)]
+    return table_of([f"at β {result.beta:.6g}, α {result.alpha:g}", *sides], rows, numbers=range(1, 3))
 
 
 def _about(result: Inspection) -> list[tuple[str, str]]:
@@ -232,7 +223,7 @@ def _about(result: Inspection) -> list[tuple[str, str]]:
         facts.append(("smallest Δ, then → now", change))
         facts.append(("appended that lie closer than any did", f"{came.closer:,}"))
     if held := result.stored:
-        facts.append(("stored (Definition 3)", f"{_percent(held.fraction)} of the {held.tested:,} that were run"))
+        facts.append(("stored (Definition 3)", f"{cells.percent(held.fraction)} of the {held.tested:,} that were run"))
         facts += [("not stored", names_of(held.lost))] if held.lost else []
     groups = len(result.duplicates)
     facts.append(("duplicates", f"{groups:,} group{'' if groups == 1 else 's'}" if groups else "none"))
@@ -251,7 +242,7 @@ def _self_test(result: Inspection) -> list[Html]:
     told = []
     if test := result.self_test:
         noise = f"under {', '.join(test.noise)}" if test.noise else "put as they are"
-        told = [tag("p", f"Own patterns {noise}: {_percent(test.accuracy)} of {test.queries:,} queries right.")]
+        told = [tag("p", f"Own patterns {noise}: {cells.percent(test.accuracy)} of {test.queries:,} queries right.")]
     return [*told, note, table_of(["memories", "queries", ""], rows, numbers=range(1, 2))]
 
 
@@ -293,9 +284,11 @@ def _patterns(rows: Sequence[PatternRow], total: int, omitted: int) -> Html:
     """
     left = f"The bank holds {total:,}; the table leaves {omitted:,} of them out. " if omitted else ""
     picture = [tag("th", "", scope="col", class_="thumbnail")] if any(row.thumbnail for row in rows) else []
+    columns = [("name", "pattern", ""), ("nearest", "closest to", ""), ("delta", "Δ", "n")]
+    columns += [("exact", "exact fixed point", "")] if any(row.exact is not None for row in rows) else []
     heads = [
         tag("th", tag("button", text, type="button", data_key=key), scope="col", class_=kind)
-        for key, text, kind in (("name", "pattern", ""), ("nearest", "closest to", ""), ("delta", "Δ", "n"))
+        for key, text, kind in columns
     ]
     return section(
         "Patterns",
@@ -313,13 +306,14 @@ def _data(rows: Sequence[PatternRow]) -> Html:
     """The rows of the table, as JSON of ASCII in which no < is left that could end the script.
 
     Returns:
-        A list of name, Δ, nearest and thumbnail for each.
+        A list of name, Δ, nearest, whether exact, and thumbnail for each.
     """
     table = [
         [
             printable(row.name),
             float(f"{row.delta:.6g}") if math.isfinite(row.delta) else None,
             printable(row.nearest),
+            row.exact,
             *([] if row.thumbnail is None else [b64encode(row.thumbnail).decode()]),
         ]
         for row in rows
@@ -338,10 +332,6 @@ def _in_force(result: Inspection) -> SeparationReport:
 def _degrees(report: SeparationReport) -> str:
     angle = report.min_angle_degrees
     return "–" if angle is None or not math.isfinite(angle) else f"{angle:.4g}°"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "–"
 
 
 def _part(name: str) -> Html:

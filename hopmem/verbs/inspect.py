@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from hopmem.bank import SAME, MemoryBank
@@ -76,7 +76,12 @@ def inspect(
     }
     in_force = found.get("learned", found["raw"])
     trial = own_patterns(bank, alpha, beta, bank.seed if seed is None else seed, device, budget, watch)
-    reports = {name: _report(found[name], Z, bank.names, trial.alpha, trial.beta) for name, Z in sides.items()}
+    reports = {
+        name: _report(found[name], Z, bank.names, trial.alpha, trial.beta, budget, watch) for name, Z in sides.items()
+    }
+    promised = {
+        name: _bounds(Z, found[name], trial.alpha, trial.beta, error, budget, watch) for name, Z in sides.items()
+    }
     return Inspection(
         patterns=len(bank),
         dimension=bank.dimension,
@@ -84,7 +89,7 @@ def inspect(
         feature_dimension=bank.feature_dimension,
         objective=bank.objective,
         separation={"raw": reports["raw"], "learned": reports.get("learned")},
-        bounds=_bounds(bank, in_force, trial.alpha, trial.beta, error, where, budget, watch),
+        bounds=promised.get("learned", promised["raw"]),
         closest_pairs=[
             ClosePair(bank.names[a], bank.names[b], cosine)
             for (a, b), cosine in zip(in_force.pairs.tolist(), in_force.cosines.tolist(), strict=True)
@@ -97,6 +102,7 @@ def inspect(
         appended=_appended(bank, in_force.delta),
         alpha=trial.alpha,
         beta=trial.beta,
+        raw_bounds=promised["raw"] if "learned" in promised else None,
     )
 
 
@@ -126,7 +132,15 @@ def _learning(bank: MemoryBank) -> LearningReport | None:
     return LearningReport(how.steps, how.temperature, how.batch_size, bank.seed, how.loss)
 
 
-def _report(measured: Separation, Z: Features, names: Sequence[str], alpha: float, beta: float) -> SeparationReport:
+def _report(
+    measured: Separation,
+    Z: Features,
+    names: Sequence[str],
+    alpha: float,
+    beta: float,
+    budget: int,
+    watch: Watch | None,
+) -> SeparationReport:
     """Summarise Δ.
 
     Returns:
@@ -137,7 +151,7 @@ def _report(measured: Separation, Z: Features, names: Sequence[str], alpha: floa
     delta, order = measured.delta.sort(stable=True)
     # torch.quantile takes at most 2²⁴ entries; the order statistics do as well.
     places = [round(q * (len(delta) - 1)) for q in QUANTILES]
-    sigma = singular_values(Z)
+    sigma = singular_values(Z, budget, stage(watch, "decomposing"))
     worst, fixed = order[:WORST], bounds.exact(delta[:WORST], alpha, beta)
     return SeparationReport(
         min=float(delta[0]),
@@ -157,28 +171,23 @@ def _report(measured: Separation, Z: Features, names: Sequence[str], alpha: floa
 
 
 def _bounds(
-    bank: MemoryBank,
-    measured: Separation,
-    alpha: float,
-    beta: float,
-    error: float,
-    device: torch.device,
-    budget: int,
-    watch: Watch | None,
+    Z: Features, measured: Separation, alpha: float, beta: float, error: float, budget: int, watch: Watch | None
 ) -> BoundsReport:
     """Evaluate every bound.
 
     Returns:
         The report.
     """
-    M = len(bank)
-    lower, upper = bounds.spherical_code_bounds(M, bank.feature_dimension)
+    M, D = len(Z), Z.dimension
+    lower, upper = bounds.spherical_code_bounds(M, D)
+    asked = bounds.delta_for_exact(alpha, beta)
+    enough = asked if math.isfinite(asked) else None
     if M < 2:
-        return BoundsReport(None, None, None, None, None, bounds.FARTHEST, float(alpha > 1))
-    Z, delta_min = bank.memory(device), 1 - measured.max_cosine
-    block = pair_block(bank.feature_dimension, budget)
+        alone = BoundsReport(None, None, None, None, None, bounds.FARTHEST, float(alpha > 1))
+        return replace(alone, delta_for_exact=enough)
+    delta_min, block = 1 - measured.max_cosine, pair_block(D, budget)
     published = bounds.lemma1_error(delta_min, measured.radius, M, beta)
-    optimum = bounds.best_separation(M, bank.feature_dimension)
+    optimum = bounds.best_separation(M, D)
     least = min(bound for bound in (upper, 1 + 1 / (M - 1), MOST) if math.isfinite(bound))
     most = least if optimum is None else optimum
     return BoundsReport(
@@ -193,6 +202,7 @@ def _bounds(
         exact_fraction=bounds.exact_fraction(measured.delta, alpha, beta),
         optimum=optimum,
         reached=delta_min / most if most > 0 else 1.0,
+        delta_for_exact=enough,
     )
 
 

@@ -161,7 +161,7 @@ def _side(name: str, Z: Features, chosen: Tensor, budget: int, watch: Watch | No
             progress(part.stop, len(chosen))
     first = Z[slice(0, min(CODE, len(Z)))]
     code = (first @ first.T).cpu()
-    return Side(name, counts, torch.cat(delta), torch.cat(near), torch.cat(cosine), code, singular_values(Z))
+    return Side(name, counts, torch.cat(delta), torch.cat(near), torch.cat(cosine), code, singular_values(Z, budget))
 
 
 def _pairs(side: Side, chosen: Tensor) -> list[PicturedPair]:

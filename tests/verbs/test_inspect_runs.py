@@ -1,6 +1,8 @@
 """Inspect: what is found by running the bank, and what is said of single patterns."""
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from hopmem.model.spectrum import effective_rank, singular_values
 from hopmem.model.stored import stored
 from tests import reference
 from tests.verbs import randn
+
+TAMMES = Path(os.environ.get("HOPMEM_DATA", "")) / "tammes3d.csv"
 
 
 def bank_of(M: int, d: int, *, learned: bool) -> MemoryBank:
@@ -43,14 +47,14 @@ def test_the_effective_rank_is_that_of_a_singular_value_decomposition(M, d):
     Xi = randn(M, d)
     sigma = np.linalg.svd(unit(Xi.double()).numpy(), compute_uv=False)
     share = sigma / sigma.sum()
-    found = singular_values(Features(Patterns(Xi)))
+    found = singular_values(Features(Patterns(Xi)), 1 << 26)
     assert np.allclose(found.numpy(), sigma, atol=1e-6)
     assert effective_rank(found) == pytest.approx(math.exp(-(share * np.log(share)).sum()), abs=1e-5)
 
 
 def test_the_effective_rank_of_a_simplex_is_full_and_of_copies_one():
-    assert effective_rank(singular_values(Features(Patterns(torch.eye(7))))) == pytest.approx(7)
-    assert effective_rank(singular_values(Features(Patterns(torch.ones(7, 4))))) == pytest.approx(1, abs=1e-4)
+    assert effective_rank(singular_values(Features(Patterns(torch.eye(7))), 1 << 26)) == pytest.approx(7)
+    assert effective_rank(singular_values(Features(Patterns(torch.ones(7, 4))), 1 << 26)) == pytest.approx(1, abs=1e-4)
     assert effective_rank(torch.zeros(3)) == 0
 
 
@@ -64,13 +68,60 @@ def test_the_effective_rank_of_a_simplex_is_full_and_of_copies_one():
         (7, 2, math.cos(2 * math.pi / 7)),
         (12, 3, 5**-0.5),
         (24, 4, 0.5),
+        (9, 3, 1 / 3),
+        (120, 4, math.cos(math.radians(36))),
     ],
 )
 def test_the_best_separation_is_that_of_the_known_optima(M, D, cosine):
     assert bounds.best_separation(M, D) == pytest.approx(1 - cosine)
 
 
-@pytest.mark.parametrize(("M", "D"), [(1, 3), (13, 3), (25, 4), (50, 10)])
+@pytest.mark.parametrize(("M", "D"), [(16, 5), (27, 6), (112, 21), (162, 21), (100, 22), (275, 22)])
+def test_a_sharp_code_meets_the_bound_of_levenshtein(M, D):
+    s = bounds.BEST_COSINE[M, D]
+    assert D * (1 - s) * (2 + (D + 1) * s) / (1 - D * s * s) == pytest.approx(M)
+
+
+@pytest.mark.parametrize(("M", "D"), [(12, 3), (56, 7), (552, 23)])
+def test_a_code_of_equiangular_lines_meets_their_relative_bound(M, D):
+    s = bounds.BEST_COSINE[M, D]
+    assert 2 * D * (1 - s * s) / (1 - D * s * s) == pytest.approx(M)
+
+
+@pytest.mark.skipif(not TAMMES.is_file(), reason="HOPMEM_DATA names no folder with tammes3d.csv")
+def test_the_optima_in_three_dimensions_are_those_of_the_tables():
+    lines = [line for line in TAMMES.read_text().splitlines() if line[0].isdigit()]
+    angles = {int(M): float(angle) for M, angle in (line.split(",")[:2] for line in lines)}
+    proved = [M for M in angles if bounds.best_separation(M, 3) is not None]
+    assert set(proved) == {*range(4, 15), 24}
+    for M in proved:
+        assert math.degrees(math.acos(1 - bounds.best_separation(M, 3))) == pytest.approx(angles[M], abs=1e-6)
+
+
+def test_a_spectrum_that_fits_no_memory_is_not_computed():
+    Z = Features(Patterns(randn(310, 300)))
+    assert singular_values(Z, 3 * 8 * 300**2) is not None
+    assert singular_values(Z, 3 * 8 * 300**2 - 1) is None
+
+
+def test_bounds_are_told_of_the_raw_patterns_beside_the_learned_map():
+    raw = MemoryBank.from_patterns(randn(12, 6))
+    learned = hopmem.optimize(raw, objective="average", steps=20)
+    found = hopmem.inspect(learned, beta=30.0, alpha=1.5)
+    assert found.raw_bounds == hopmem.inspect(raw, beta=30.0, alpha=1.5).bounds
+    assert found.bounds != found.raw_bounds
+    assert hopmem.inspect(raw).raw_bounds is None
+
+
+@pytest.mark.parametrize(("alpha", "needed"), [(1.0, None), (1.5, 1 / 15), (2.0, 1 / 30)])
+def test_the_separation_that_theorem_2_asks_for_is_told(alpha, needed):
+    found = hopmem.inspect(MemoryBank.from_patterns(randn(12, 6)), beta=30.0, alpha=alpha)
+    assert found.bounds.delta_for_exact == (None if needed is None else pytest.approx(needed))
+    for each in found.separation["raw"].worst:
+        assert each.exact == (needed is not None and each.delta >= needed)
+
+
+@pytest.mark.parametrize(("M", "D"), [(1, 3), (15, 3), (25, 4), (50, 10)])
 def test_where_theory_knows_no_optimum_none_is_given(M, D):
     assert bounds.best_separation(M, D) is None
 
