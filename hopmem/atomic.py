@@ -1,21 +1,26 @@
 """Files that are written whole or not at all."""
 
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 
 from hopmem.errors import UnreadableError, WouldOverwriteError
 
 LONGEST = 64  # bytes of a suffix that a temporary name takes over; image writers go by it
+PREFIX = ".hopmem-"  # of temporary files; the machine and the process follow, so that a later run knows the dead
 
 
 @contextmanager
 def replacing(path: Path, *, force: bool) -> Iterator[Path]:
     """A temporary file beside `path` to write to; it takes the name of `path` when the block ends well.
 
-    It is synced before it is renamed, so that a reader sees the old file or the new one, also after a crash.
+    It is synced before it is renamed, and its folder after, so that a reader sees the old file or the new one, also
+    after a crash. What a killed run left in the folder is cleared away.
 
     Args:
         path: where the file shall stand; missing folders are made.
@@ -32,8 +37,9 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
     path = Path(os.path.realpath(path))  # a link keeps pointing where it points
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear(path.parent)
         suffix = path.suffix if len(os.fsencode(path.suffix)) <= LONGEST else ""
-        handle, name = tempfile.mkstemp(prefix=".hopmem-", suffix=suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(prefix=f"{_own()}{os.getpid()}-", suffix=suffix, dir=path.parent)
     except OSError as error:
         raise UnreadableError(path, "a place that can be written to", error.strerror) from error
     temporary = Path(name)
@@ -44,6 +50,7 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -59,6 +66,49 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
         raise UnreadableError(path, "a name for a file", "a folder, a device or a pipe")
     if not force and path.exists():
         raise WouldOverwriteError(path)
+
+
+@cache
+def _own() -> str:
+    """How the temporary files of this machine begin: a process number means nothing on another.
+
+    Returns:
+        The prefix.
+    """
+    return f"{PREFIX}{blake2b(os.fsencode(socket.gethostname()), digest_size=4).hexdigest()}-"
+
+
+@cache  # once for each folder: answers may be ten thousand files
+def _clear(folder: Path) -> None:
+    """Take away the temporary files of processes of this machine that are no more."""
+    if os.name != "posix":
+        return  # elsewhere to ask after a process ends it
+    with os.scandir(folder) as entries:
+        left = [entry.path for entry in entries if entry.name.startswith(_own())]
+    for name in left:
+        process = Path(name).name.removeprefix(_own()).partition("-")[0]
+        if process.isdecimal() and not _lives(int(process)):
+            Path(name).unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
+
+
+def _sync(folder: Path) -> None:
+    """Make the new name last, where the system can: not every one opens folders."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

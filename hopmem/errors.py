@@ -45,6 +45,16 @@ class UnreadableError(HopmemError):
         super().__init__(f"{printable(str(path))}: expected {expected}, found {one_line(found)}")
 
 
+class LockedError(HopmemError):
+    """A bank that another process is writing."""
+
+    exit_code = 3
+
+    def __init__(self, path: object, holder: str, seconds: float) -> None:
+        where = printable(str(path))
+        super().__init__(f"{where}: expected no other writer, found {one_line(holder)} after {seconds:g} s of waiting")
+
+
 class InvalidDataError(HopmemError):
     """An input that can be read, with content that can't be used."""
 

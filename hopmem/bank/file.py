@@ -1,7 +1,10 @@
 """Tensors and metadata ↔ one safetensors file, whole or not at all."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,8 +15,11 @@ from torch import Tensor
 
 from hopmem.atomic import replacing
 from hopmem.errors import BankError, MissingInputError, UnreadableError
+from hopmem.header import CHEAP, CHECKSUMS, ITSELF, check, of_metadata, steadily
+from hopmem.header import read as read_header
 
 FORMAT = "hopmem.bank/1"
+AT_ONCE = 1 << 22  # numbers that are looked at together
 
 
 def write(
@@ -32,11 +38,11 @@ def write(
         UnreadableError: it can't be written there.
     """
     with replacing(path, force=force) as temporary:
-        kept = {name: tensor.contiguous() for name, tensor in tensors.items() if tensor is not None}
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
         if "values" in kept and kept["values"].data_ptr() == kept["patterns"].data_ptr():
             kept["values"] = kept["values"].clone()  # the format refuses two tensors in one memory
         try:
-            save_file(kept, temporary, {"format": form} | metadata)
+            save_file(kept, temporary, _with_checksums({"format": form, "hopmem": version("hopmem")} | metadata, kept))
         except SafetensorError as error:
             raise UnreadableError(path, "room to write a bank", error) from error
         _sort_header(temporary)
@@ -60,14 +66,49 @@ def read(path: str | Path, form: str = FORMAT) -> tuple[dict[str, Tensor], dict[
     if not Path(path).exists():
         raise MissingInputError(path, "a bank (made by hopmem store)")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            _check_format(path, metadata.get("format"), form)
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 # no dictionary
+        return steadily(path, partial(_read, path, form))
     except OSError as error:
         raise UnreadableError(path, "a bank", "a folder" if Path(path).is_dir() else error) from error
-    except SafetensorError as error:
+
+
+def _read(path: str | Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file that stays where it is.
+
+    Returns:
+        Its tensors and its metadata.
+
+    Raises:
+        BankError: no bank, a damaged one, or one of a newer version.
+    """
+    found = read_header(path)
+    _check_format(path, found.metadata, form)
+    check(path, found)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no dictionary
+    except (SafetensorError, RuntimeError) as error:  # the latter where another file takes the name meanwhile
         raise BankError(path, "a safetensors file", error) from error
+    for name, tensor in tensors.items():
+        if tensor.nbytes <= CHEAP:
+            check_finite(path, name, tensor)
+    return tensors, found.metadata
+
+
+def check_finite(path: str | Path, name: str, tensor: Tensor) -> None:
+    """Look for what no arithmetic bears.
+
+    Args:
+        path: of the bank.
+        name: of the tensor.
+        tensor: any.
+
+    Raises:
+        BankError: NaN or infinities.
+    """
+    flat = tensor.reshape(-1)
+    parts = (flat[start : start + AT_ONCE] for start in range(0, len(flat), AT_ONCE))
+    if tensor.is_floating_point() and not all(bool(part.isfinite().all()) for part in parts):
+        raise BankError(path, f"finite numbers in tensor {name}", "NaN or infinities")
 
 
 def names_to(names: Sequence[str]) -> dict[str, Tensor]:
@@ -100,21 +141,40 @@ def names_from(data: Tensor, offsets: Tensor) -> tuple[str, ...]:
     return tuple(raw[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise(ends))
 
 
-def _check_format(path: str | Path, found: str | None, form: str) -> None:
-    kind = form.rpartition("/")[0]
+def _with_checksums(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Metadata with the checksums of all that is written.
+
+    Returns:
+        The metadata.
+    """
+    kept = {name: _checksum(tensor) for name, tensor in tensors.items()} | {ITSELF: of_metadata(metadata)}
+    return metadata | {CHECKSUMS: json.dumps(dict(sorted(kept.items())))}
+
+
+def _checksum(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).hexdigest()
+
+
+def _check_format(path: str | Path, metadata: Mapping[str, str], form: str) -> None:
+    """Refuse what is no bank, and a bank that a later version wrote.
+
+    Raises:
+        BankError: it is.
+    """
+    kind, found = form.rpartition("/")[0], metadata.get("format")
     if found is None or not found.startswith(f"{kind}/"):
         raise BankError(path, f"a {kind.replace('.', ' ')}", "a safetensors file of another kind")
     if found != form:
-        raise BankError(path, form, f"{found}, which needs another version of hopmem")
+        raise BankError(path, form, f"{found}, which needs hopmem {metadata.get('hopmem', 'of another version')}")
 
 
 def _sort_header(path: Path) -> None:
     """Put the keys of a safetensors header in order, which the library leaves to chance: equal banks, equal bytes."""
     with path.open("rb+") as file:
         length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        plain = json.loads(file.read(length))
+        plain["__metadata__"] = dict(sorted(plain["__metadata__"].items()))
+        text = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
         if len(text) <= length:
             file.seek(8)
             file.write(text.ljust(length))

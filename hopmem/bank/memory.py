@@ -15,6 +15,7 @@ from hopmem.bank import file
 from hopmem.bank.rows import as_rows
 from hopmem.bank.tuning import SAME, Tuning, tune
 from hopmem.errors import BankError, InvalidDataError
+from hopmem.lock import writing
 from hopmem.model.gram import Progress
 from hopmem.model.kernel import FeatureMap, Features, Patterns, small_blocks
 from hopmem.model.separation import nearest_delta
@@ -241,7 +242,10 @@ class MemoryBank:
             "features": self.features,
             "values": self.values,
         }
-        file.write(Path(path), tensors | file.names_to(self.names), self._metadata() | dict(beside or {}), force=force)
+        with writing(Path(path)):
+            file.write(
+                Path(path), tensors | file.names_to(self.names), self._metadata() | dict(beside or {}), force=force
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryBank":

@@ -10,6 +10,7 @@ from hopmem.atomic import refuse_overwrite
 from hopmem.bank import MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
+from hopmem.lock import writing
 from hopmem.patterns import Loaded, Reading, load
 from hopmem.pipeline.checkpoint import checkpoint_of, interruptible
 from hopmem.pipeline.inspect import remember
@@ -53,9 +54,9 @@ def optimize(
     """
     if output is not None:
         refuse_overwrite(Path(output), force=task.force or resume)
-    bank = MemoryBank.load(bank_path)
     device, course = str(resolve(machine.device)), Course(machine.watch)
-    with memory_errors(), interruptible() as interrupted:
+    with memory_errors(), writing(Path(output or bank_path)), interruptible() as interrupted:
+        bank = MemoryBank.load(bank_path)
         pairs, notes = _pairs(noise_from, clean_from, bank)
         seed = bank.seed if machine.seed is None else machine.seed
         checkpoint = checkpoint_of(Path(output or bank_path), bank, task, pairs, seed)

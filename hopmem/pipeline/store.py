@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hopmem.atomic import refuse_overwrite
 from hopmem.bank import SAME, VALIDATED, MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
+from hopmem.lock import writing
 from hopmem.model.kernel import small_blocks
 from hopmem.model.separation import nearest_delta
 from hopmem.patterns import Loaded, Reading, load
@@ -60,7 +62,7 @@ def store(
         raise UsageError("--values: expected --on-bad error, since a row that is skipped would lose its partner")
     if not append and not dry_run:
         refuse_overwrite(path, force=force)
-    with memory_errors():
+    with memory_errors(), nullcontext() if dry_run else writing(path):
         old = MemoryBank.load(path) if append and path.exists() else None
         device = resolve(machine.device)
         loaded = load(sources, reading if old is None else fitting(reading, old), first=0 if old is None else len(old))
