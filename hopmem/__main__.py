@@ -1,10 +1,16 @@
 """`python -m hopmem` and the `hopmem` command."""
 
-from hopmem.cli import app
+import sys
+
+INTERRUPTED = 130  # as in hopmem.errors, which may not be there yet
 
 
 def main() -> None:
     """Run the command line."""
+    try:
+        from hopmem.cli import app
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     app()
 
 

@@ -1,11 +1,15 @@
 """What can go wrong, each with its exit code; an error builds its own message from the facts.
 
 Exit codes: 1 internal, 2 usage, 3 input missing or unreadable, 4 invalid data, 5 device or memory, 6 bank corrupt
-or incompatible, 7 finished but some inputs were skipped, 8 quality gate failed, 130 interrupted.
+or incompatible, 7 finished but some inputs were skipped, 8 quality gate failed, 130 interrupted, 143 terminated.
 """
 
 SKIPPED_SOME = 7
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 130, 143
+
+
+class Terminated(KeyboardInterrupt):  # no mistake of anybody's
+    """Somebody asked the process to end (SIGTERM), as Ctrl-C does."""
 
 
 class HopmemError(Exception):

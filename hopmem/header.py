@@ -18,6 +18,7 @@ from hopmem.errors import BankError
 
 LONGEST = 100_000_000  # bytes that the format allows a header
 CHECKSUMS = "checksums"  # where a bank keeps them, in JSON by the name of the tensor,
+WRITER = "hopmem"  # the version that wrote it, which those that kept no checksums did not say
 ITSELF = ""  # and here of all else that its header says
 CHEAP = 16 << 20  # bytes of a tensor up to which its checksum is looked at whenever the bank is opened
 AT_ONCE = 1 << 20  # bytes that are read at a time
@@ -54,9 +55,9 @@ class Header:
         Raises:
             ValueError: something else stands in their place.
         """
-        if CHECKSUMS not in self.metadata:
+        if CHECKSUMS not in self.metadata and WRITER not in self.metadata:
             return None
-        kept = json.loads(self.metadata[CHECKSUMS])
+        kept = json.loads(self.metadata.get(CHECKSUMS, "null"))
         if not isinstance(kept, dict):
             raise ValueError("no checksums")
         if set(kept) != {ITSELF, *self.tensors}:

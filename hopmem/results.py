@@ -182,6 +182,7 @@ class Inspection:
     alpha: float = 1.0  # of Theorem 2, the runs and the self-test
     beta: float = 0.0  # at which they and the bounds were evaluated
     raw_bounds: BoundsReport | None = None  # what theory promises of the raw patterns, where a map was learned
+    verified: bool | None = None  # whether every byte is what was written; None where nobody asked
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from hopmem import atomic
 from hopmem.atomic import refuse_overwrite, replacing
 from tests.refusal import raises_refusal
 
@@ -110,3 +113,32 @@ def test_a_name_may_be_as_long_as_the_file_system_allows(tmp_path, name):
     (tmp_path / name).write_text("old")
     write(tmp_path / name, "new")
     assert (tmp_path / name).read_text() == "new"
+
+
+LEAVE = """
+import os, sys
+from pathlib import Path
+from hopmem.atomic import replacing
+with replacing(Path(sys.argv[1]), force=True) as temporary:
+    temporary.write_text("half")
+    os._exit(1)
+"""
+
+
+def test_what_a_killed_run_left_is_cleared_by_the_next_one_and_nothing_else_is(tmp_path):
+    subprocess.run([sys.executable, "-c", LEAVE, str(tmp_path / "x.txt")], check=False)
+    assert [each.name.startswith(atomic._own()) for each in tmp_path.iterdir()] == [True]
+    (tmp_path / ".hopmem-mine").write_text("kept")
+    alive = tmp_path / f"{atomic._own()}{os.getppid()}-abc"
+    alive.write_text("somebody writes here")
+    atomic._clear.cache_clear()
+    write(tmp_path / "z.txt", "new")
+    assert {each.name for each in tmp_path.iterdir()} == {".hopmem-mine", alive.name, "z.txt"}
+
+
+def test_the_folder_is_synced_after_the_new_name(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_mode) or fsync(handle))
+    write(tmp_path / "x", "new")
+    assert [stat.S_ISDIR(mode) for mode in synced] == [False, True]

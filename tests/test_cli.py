@@ -96,6 +96,8 @@ CONTRACT: dict[str, dict[str, Any]] = {
         "beta": float,
         # and the bounds of the raw patterns, where a map was learned
         "raw_bounds": dict,
+        # and whether every byte is what was written, with --verify
+        "verified": type(None),
     },
     "evaluate": {
         "rows": [

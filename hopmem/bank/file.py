@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hopmem.atomic import replacing
 from hopmem.errors import BankError, MissingInputError, UnreadableError
-from hopmem.header import CHEAP, CHECKSUMS, ITSELF, check, of_metadata, steadily
+from hopmem.header import CHEAP, CHECKSUMS, ITSELF, WRITER, check, of_metadata, steadily
 from hopmem.header import read as read_header
 
 FORMAT = "hopmem.bank/1"
@@ -42,7 +42,7 @@ def write(
         if "values" in kept and kept["values"].data_ptr() == kept["patterns"].data_ptr():
             kept["values"] = kept["values"].clone()  # the format refuses two tensors in one memory
         try:
-            save_file(kept, temporary, _with_checksums({"format": form, "hopmem": version("hopmem")} | metadata, kept))
+            save_file(kept, temporary, _with_checksums({"format": form, WRITER: version("hopmem")} | metadata, kept))
         except SafetensorError as error:
             raise UnreadableError(path, "room to write a bank", error) from error
         _sort_header(temporary)
@@ -71,6 +71,26 @@ def read(path: str | Path, form: str = FORMAT) -> tuple[dict[str, Tensor], dict[
         raise UnreadableError(path, "a bank", "a folder" if Path(path).is_dir() else error) from error
 
 
+def verify(path: str | Path) -> bool:
+    """Read every byte of a bank, and compare it with what was written.
+
+    Args:
+        path: the bank.
+
+    Returns:
+        Whether it keeps the checksums to compare with; that every number is finite is looked at either way.
+
+    Raises:
+        BankError: no bank, or a damaged one.
+    """
+    tensors, _ = read(path)
+    found = read_header(path)
+    check(path, found, whole=True)
+    for name, tensor in tensors.items():
+        check_finite(path, name, tensor)
+    return found.checksums is not None
+
+
 def _read(path: str | Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file that stays where it is.
 
@@ -89,7 +109,7 @@ def _read(path: str | Path, form: str) -> tuple[dict[str, Tensor], dict[str, str
     except (SafetensorError, RuntimeError) as error:  # the latter where another file takes the name meanwhile
         raise BankError(path, "a safetensors file", error) from error
     for name, tensor in tensors.items():
-        if tensor.nbytes <= CHEAP:
+        if form == FORMAT and tensor.nbytes <= CHEAP:
             check_finite(path, name, tensor)
     return tensors, found.metadata
 
@@ -165,7 +185,7 @@ def _check_format(path: str | Path, metadata: Mapping[str, str], form: str) -> N
     if found is None or not found.startswith(f"{kind}/"):
         raise BankError(path, f"a {kind.replace('.', ' ')}", "a safetensors file of another kind")
     if found != form:
-        raise BankError(path, form, f"{found}, which needs hopmem {metadata.get('hopmem', 'of another version')}")
+        raise BankError(path, form, f"{found}, which needs hopmem {metadata.get(WRITER, 'of another version')}")
 
 
 def _sort_header(path: Path) -> None:

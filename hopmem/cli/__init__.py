@@ -288,6 +288,7 @@ def inspect(
     ] = 1e-3,
     alpha: Alpha = None,
     beta: Beta = "auto",
+    verify: Annotated[bool, typer.Option("--verify", help="Compare every byte with its checksum.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw pictures into this folder, as PNG and SVG.", metavar="DIR")
     ] = None,
@@ -305,10 +306,12 @@ def inspect(
 ) -> None:
     """Show how well separated a bank is, and what it can promise."""
     from hopmem.pipeline.inspect import inspect as run
+    from hopmem.pipeline.inspect import verified
 
     session.can_portray(plot, report, force)
     with session.machine(device, seed, threads, memory_limit, quiet) as machine:
         outcome = run(bank, machine, closest=closest, error=error, alpha=alpha, beta=beta)
+        outcome = verified(bank, outcome) if verify else outcome
         session.portray(outcome, bank, machine, plot, report, force)
     session.finish(outcome, "inspect", as_json, quiet)
 

@@ -1,16 +1,24 @@
 """Commands whose mistakes end in one line on stderr and the documented exit code."""
 
+import errno
+import os
+import signal
+import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn, cast
 
 import typer
 from typer.core import TyperGroup
 
-from hopmem.errors import INTERRUPTED, HopmemError, UnreadableError, UsageError, printable
+from hopmem.errors import INTERRUPTED, TERMINATED, HopmemError, Terminated, UnreadableError, UsageError, printable
 
 # Typer ships its own click, whose names are not ours to import.
 CLICK_USAGE_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 VERBOSE = "hopmem.verbose"
+INTERRUPTION, TERMINATION = ("interrupted", INTERRUPTED), ("terminated", TERMINATED)
 
 
 class HopmemGroup(TyperGroup):
@@ -24,6 +32,7 @@ class HopmemGroup(TyperGroup):
 
         Raises:
             Exit: with the code of a mistake in their use.
+            BrokenPipeError: the reader of stdout has gone; click ends quietly.
         """
         try:
             return super().parse_args(ctx, args)
@@ -31,6 +40,10 @@ class HopmemGroup(TyperGroup):
             if not error.format_message():  # nothing was asked for, and the help has been shown
                 raise typer.Exit(UsageError.exit_code) from error
             self._end(ctx, f"{error.format_message()} (see --help)", UsageError.exit_code)
+        except BrokenPipeError:
+            raise  # click ends quietly
+        except OSError as error:  # of --version and --help
+            self._refuse(ctx, error)
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]  # typer.Context is its click's Context
         """Run a command.
@@ -43,22 +56,31 @@ class HopmemGroup(TyperGroup):
             BrokenPipeError: the reader of stdout has gone; click ends quietly.
         """
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                found = super().invoke(ctx)
+            _flush()
+            return found
         except typer.Exit:
             raise
         except CLICK_USAGE_ERROR as error:
             self._end(ctx, f"{error.format_message()} (see --help)", UsageError.exit_code)
         except HopmemError as error:
             self._end(ctx, str(error), error.exit_code)
-        except KeyboardInterrupt:
-            self._end(ctx, "interrupted", INTERRUPTED)
+        except KeyboardInterrupt as stop:
+            self._end(ctx, *(TERMINATION if isinstance(stop, Terminated) else INTERRUPTION))
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as error:
-            refused = UnreadableError(error.filename, "a file that can be used", error.strerror)
-            self._end(ctx, str(refused), refused.exit_code)
+            self._refuse(ctx, error)
         except Exception as error:
             self._end(ctx, f"internal error, {type(error).__name__}: {error} (-v shows where)", HopmemError.exit_code)
+
+    def _refuse(self, ctx: typer.Context, error: OSError) -> NoReturn:
+        """Say which file could not be used, and leave."""
+        if error.filename is None and error.errno == errno.ENOSPC and sys.stdout is not None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try to write once more at its end
+        refused = UnreadableError(error.filename or "standard output", "a file that can be used", error.strerror)
+        self._end(ctx, str(refused), refused.exit_code)
 
     def _end(self, ctx: typer.Context, line: str, code: int) -> NoReturn:
         """Say what went wrong and leave.
@@ -70,3 +92,26 @@ class HopmemGroup(TyperGroup):
             traceback.print_exc()
         typer.echo(f"hopmem: {printable(' '.join(line.split()))}", err=True)
         raise typer.Exit(code)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does: with what there is to tidy up tidied up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+
+    def stop(number: int, frame: Any) -> NoReturn:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _flush() -> None:
+    """Find out while it can still be said that standard output is full."""
+    if sys.stdout is not None:
+        sys.stdout.flush()

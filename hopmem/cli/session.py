@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hopmem.atomic import refuse_overwrite, replacing
-from hopmem.errors import INTERRUPTED, SKIPPED_SOME, MissingInputError, UnreadableError, UsageError
+from hopmem.errors import SKIPPED_SOME, MissingInputError, UnreadableError, UsageError
 
 if TYPE_CHECKING:
     from hopmem.pipeline import Machine, Outcome
@@ -183,12 +183,12 @@ def finish(
     """Report, and end as the contract says.
 
     Raises:
-        Exit: with 7 where inputs were skipped, with 130 where the work was interrupted.
+        Exit: with 7 where inputs were skipped, with 130 or 143 where the work was interrupted.
     """
     from hopmem import report
 
     report.show(outcome, verb, report.Style(as_json, quiet, not ndjson, data_on_stdout))
     if outcome.interrupted:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(outcome.interrupted)
     if outcome.skipped:
         raise typer.Exit(SKIPPED_SOME)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hopmem.atomic import replacing
-from hopmem.errors import InvalidDataError, UsageError
+from hopmem.errors import InvalidDataError, UnreadableError, UsageError
 from hopmem.patterns.arrays import growing_npy, save_array
 from hopmem.patterns.files import SUFFIXES
 from hopmem.patterns.images import save_image
@@ -55,6 +55,9 @@ def writing(target: Target) -> Iterator[Write]:
 
     Yields:
         What writes some of the rows.
+
+    Raises:
+        UnreadableError: standard output is closed.
     """
     if target.kind == "folder":
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -73,6 +76,8 @@ def writing(target: Target) -> Iterator[Write]:
             held = torch.empty(target.shape, dtype=target.dtype)
             yield held.__setitem__
             _save(path, target, held)
+        if target.path == "-" and sys.stdout is None:
+            raise UnreadableError("standard output", "a place for the answers", "a closed one")
         if target.path == "-":
             with path.open("rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)

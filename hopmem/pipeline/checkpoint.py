@@ -1,4 +1,4 @@
-"""Long work that can be stopped and gone on with: Ctrl-C, and a file beside the bank that remembers where it stood."""
+"""Long work that can be stopped, by Ctrl-C or SIGTERM, and gone on with: a file remembers where it stood."""
 
 import hashlib
 import json
@@ -102,26 +102,30 @@ def checkpoint_of(
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Let the first Ctrl-C ask long work to stop, and only the second break it off.
+def interruptible() -> Iterator[Callable[[], int]]:
+    """Let the first Ctrl-C or SIGTERM ask long work to stop, and only the second break it off.
 
     Yields:
-        Whether it has been asked to stop.
+        The exit code of work that was asked to stop; 0 while it was not.
     """
     asked: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # signals are the main thread's
+        yield lambda: 0  # signals are the main thread's
         return
 
     def ask(number: int, frame: Any) -> None:
         asked.append(number)
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, ask)
+    def restore() -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    before = {each: signal.signal(each, ask) for each in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield lambda: 128 + asked[0] if asked else 0
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 def _plain(task: Task) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def optimize(
             device,
             machine.budget,
             course if follow else machine.watch,
-            until(time_limit, interrupted),
+            until(time_limit, lambda: bool(interrupted())),
             checkpoint.state,
         )
         found.bank.save(output or bank_path, beside=remember(found.bank, machine), force=True)
@@ -76,7 +76,7 @@ def optimize(
     warnings = [*notes, *found.warnings, *_unfinished(found, interrupted())]
     curve = found.learning.curve
     cosines = list(zip(course.steps, course.cosines, strict=True))
-    stopped = interrupted() and not found.finished
+    stopped = 0 if found.finished else interrupted()
     return Outcome(_result(found), device, warnings, curve=curve, cosines=cosines, interrupted=stopped)
 
 
@@ -99,7 +99,7 @@ def _result(found: Stopped) -> OptimizeResult:
     )
 
 
-def _unfinished(found: Stopped, interrupted: bool) -> list[str]:
+def _unfinished(found: Stopped, interrupted: int) -> list[str]:
     if found.finished:
         return []
     why = "interrupted" if interrupted else "the time limit is reached"

@@ -49,4 +49,4 @@ class Outcome(Generic[ResultT]):
     pictures: list[Picture] = field(default_factory=list)
     curve: Sequence[float] = ()  # what learning lowered, step by step
     cosines: Sequence[tuple[int, float]] = ()  # steps and the largest cosine then, where that was asked for
-    interrupted: bool = False  # by Ctrl-C, and the best so far was taken
+    interrupted: int = 0  # the exit code of work that a signal ended, and of which the best so far was taken

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 import hopmem
-from hopmem.errors import printable
+from hopmem.errors import UnreadableError, printable
 from hopmem.pipeline.outcome import Outcome
 from hopmem.report.cells import sparkline
 from hopmem.report.tables import tables
@@ -62,7 +62,11 @@ def watching(*, quiet: bool) -> Iterator["Watch | None"]:
 
 
 def show(outcome: Outcome[Any], verb: str, style: Style) -> None:
-    """Print a result: JSON on stdout, or a table there (on stderr where stdout holds data)."""
+    """Print a result: JSON on stdout, or a table there (on stderr where stdout holds data).
+
+    Raises:
+        UnreadableError: stdout is closed.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without Greek gets escapes, not an error
@@ -71,6 +75,8 @@ def show(outcome: Outcome[Any], verb: str, style: Style) -> None:
         errors.print(Text.assemble(("warning: ", "yellow"), printable(line)))
     for skip in [] if style.quiet else outcome.skipped:
         errors.print(Text.assemble(("skipped: ", "yellow"), printable(f"{skip.name}: {skip.reason}")))
+    if sys.stdout is None and (style.as_json or not style.quiet):
+        raise UnreadableError("standard output", "a place for the result (or -q)", "a closed one")
     if style.as_json:
         print(json.dumps(to_json(outcome, verb)))  # noqa: T201 # the one place that prints
     elif style.table and not style.quiet:

@@ -33,6 +33,9 @@ def _facts(result: Inspection) -> Table:
     table = cells.facts("bank")
     table.add_row("patterns", f"{result.patterns:,} of shape {cells.times(result.shape)}")
     table.add_row("feature map", f"{result.objective}, {result.feature_dimension} features")
+    if result.verified is not None:
+        known = "every byte is what was written" if result.verified else "no checksums to compare with"
+        table.add_row("verified", known)
     if how := result.learning:
         loss = " → ".join(cells.number(how.loss[key]) for key in ("first", "last"))
         width = "" if how.temperature is None else f", t {how.temperature:g}"
