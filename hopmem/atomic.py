@@ -30,6 +30,7 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
         The temporary path, with the suffix of `path`.
 
     Raises:
+        OSError: of another file than this.
         UnreadableError: the folder can't be written to.
         WouldOverwriteError: a file stands there and `force` is not given.
     """
@@ -46,11 +47,15 @@ def replacing(path: Path, *, force: bool) -> Iterator[Path]:
     try:
         os.close(handle)
         yield temporary
-        temporary.chmod(path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~_umask())
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(path.stat().st_mode & 0o7777 if path.exists() else 0o666 & ~_umask())
         temporary.replace(path)
         _sync(path.parent)
+    except OSError as error:
+        if error.filename not in {None, name}:
+            raise  # of another file
+        raise UnreadableError(path, "room to write it", error.strerror or error) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -75,7 +80,14 @@ def _own() -> str:
     Returns:
         The prefix.
     """
-    return f"{PREFIX}{blake2b(os.fsencode(socket.gethostname()), digest_size=4).hexdigest()}-"
+    with suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").stat().st_ino)  # containers may share a name, and no processes
+        return f"{PREFIX}{_digest(socket.gethostname() + namespace)}-"
+    return f"{PREFIX}{_digest(socket.gethostname())}-"
+
+
+def _digest(text: str) -> str:
+    return blake2b(os.fsencode(text), digest_size=4).hexdigest()
 
 
 @cache  # once for each folder: answers may be ten thousand files
@@ -83,12 +95,12 @@ def _clear(folder: Path) -> None:
     """Take away the temporary files of processes of this machine that are no more."""
     if os.name != "posix":
         return  # elsewhere to ask after a process ends it
-    with os.scandir(folder) as entries:
-        left = [entry.path for entry in entries if entry.name.startswith(_own())]
-    for name in left:
-        process = Path(name).name.removeprefix(_own()).partition("-")[0]
-        if process.isdecimal() and not _lives(int(process)):
-            Path(name).unlink(missing_ok=True)
+    with suppress(OSError), os.scandir(folder) as entries:  # a folder may be written to and not listed,
+        for entry in list(entries):
+            process = entry.name.removeprefix(_own()).partition("-")[0] if entry.name.startswith(_own()) else ""
+            if process.isdecimal() and not _lives(int(process)):
+                with suppress(OSError):  # and hold somebody else's files
+                    Path(entry.path).unlink()
 
 
 def _lives(process: int) -> bool:

@@ -6,11 +6,11 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from hopmem.errors import LockedError, UnreadableError, UsageError
 
@@ -30,33 +30,44 @@ def writing(path: Path) -> Iterator[None]:
 
     Yields:
         Nothing.
+    """
+    path, seconds = Path(os.path.realpath(path)), _patience()
+    made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
+    # Whoever else may write here must be able to open the lock, too.
+    lock = FileLock(_beside(path), timeout=seconds, poll_interval=OFTEN, is_singleton=True, mode=0o666)
+    try:
+        _acquire(lock, path, seconds)
+        try:
+            yield
+        finally:
+            if lock.lock_counter == 1 and os.name == "posix":
+                Path(lock.lock_file).unlink(missing_ok=True)  # while it is held: who waits sees it, and makes another
+            lock.release()
+    finally:
+        for folder in made:
+            with suppress(OSError):  # of a folder that holds something by now
+                folder.rmdir()
+
+
+def _acquire(lock: BaseFileLock, path: Path, seconds: float) -> None:
+    """Take a lock, and say so in it.
 
     Raises:
         LockedError: another process held it all the time.
         UnreadableError: the folder can't be written to.
     """
-    path, seconds = Path(os.path.realpath(path)), _patience()
-    if not path.parent.is_dir():
-        yield  # nobody writes where there is no folder
-        return
-    lock = FileLock(_beside(path), timeout=seconds, poll_interval=OFTEN, is_singleton=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+        if lock.lock_counter == 1:
+            Path(lock.lock_file).write_text(json.dumps(_own()), encoding="utf-8")
     except Timeout as error:
         raise LockedError(path, _holder(Path(lock.lock_file)), seconds) from error
     except OSError as error:
+        if lock.is_locked:
+            Path(lock.lock_file).unlink(missing_ok=True)
+            lock.release()
         raise UnreadableError(path, "a place that can be written to", error.strerror) from error
-    file = Path(lock.lock_file)
-    try:
-        if lock.lock_counter == 1:
-            file.write_text(json.dumps(_own()), encoding="utf-8")
-        yield
-    finally:
-        if lock.lock_counter == 1 and os.name == "posix":
-            file.unlink(
-                missing_ok=True
-            )  # while it is held: who waits for it sees that it is no more, and makes another
-        lock.release()
 
 
 def _beside(path: Path) -> Path:

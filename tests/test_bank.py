@@ -289,7 +289,7 @@ def test_a_failure_while_saving_leaves_the_old_bank_and_nothing_else(tmp_path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("hopmem.bank.file.save_file", fail)
-    with pytest.raises(OSError, match="No space"):
+    with raises_refusal(3, str(path), "No space"):
         MemoryBank.from_patterns(torch.eye(2)).save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

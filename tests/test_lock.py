@@ -93,8 +93,29 @@ def test_a_patience_that_is_no_number_of_seconds_is_refused(bank: Path, monkeypa
         pass
 
 
-def test_where_there_is_no_folder_nothing_is_made(tmp_path: Path):
-    with writing(tmp_path / "new" / "bank"):
+def test_where_there_is_no_folder_there_is_a_lock_all_the_same(tmp_path: Path, impatient: None):
+    bank = tmp_path / "new" / "bank"
+    process = holder(bank)
+    try:
+        with raises_refusal(3, str(process.pid)), writing(bank):
+            pass
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_another_user_may_open_the_lock_too(bank: Path):
+    before = os.umask(0o077)
+    try:
+        with writing(bank):
+            (lock,) = (each for each in bank.parent.iterdir() if each != bank)
+            assert lock.stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+
+
+def test_a_folder_that_was_made_for_nothing_is_taken_away(tmp_path: Path):
+    with writing(tmp_path / "new" / "er" / "bank"):
         pass
     assert list(tmp_path.iterdir()) == []
 

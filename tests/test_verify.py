@@ -121,6 +121,9 @@ def entry(begin: int, end: int, shape: list[int] | None = None, dtype: str = "U8
         ({"a": entry(0, 6, [-1, -6])}, b"123456"),
         ({"a": entry(0, 6, [2**70])}, b"123456"),
         ({"a": entry(-3, 3)}, b"123456"),
+        ({"a": entry(0, 6, [10**300] * 4000)}, b"123456"),
+        ({"a": entry(0, 0, [0, 2**63])}, b""),
+        ({"a": entry(0, 6, dtype="F8_E4M3")}, b"123456"),
         ({"a": entry(0, 6, dtype="Q7")}, b"123456"),
         ({"a": entry(0, 6) | {"shape": "x"}}, b"123456"),
         ({"a": [0, 6]}, b"123456"),
@@ -152,10 +155,28 @@ def test_a_header_of_an_impossible_length_is_refused_before_it_is_read(tmp_path:
 
 def test_checksums_that_are_no_checksums_are_refused(bank: Path):
     tensors, metadata = parts(bank)
-    for kept in ("[]", "not JSON", "{}", json.dumps(json.loads(metadata["checksums"]) | {"more": "00"})):
+    for kept in ("[]", "not JSON", "{}", "[" * 5000, json.dumps(json.loads(metadata["checksums"]) | {"more": "00"})):
         save_file(tensors, bank, metadata | {"checksums": kept})
         with raises_refusal(6, "checksum"):
             MemoryBank.load(bank)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        *(("scale", text) for text in ("NaN", "Infinity", "-1")),
+        *(("alpha", text) for text in ("NaN", "0.5")),
+        ("seed", "1e999"),
+        ("tuning", "[" * 5000),
+        ("resized", "[" * 5000),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused(bank: Path, key: str, text: str):
+    tensors, metadata = parts(bank)
+    old = {name: kept for name, kept in metadata.items() if name not in {"checksums", "hopmem"}}
+    save_file(tensors, bank, old | {key: text})
+    with raises_refusal(6, "bank"):
+        MemoryBank.load(bank)
 
 
 def test_a_file_that_is_replaced_between_two_looks_is_looked_at_again(bank: Path):
@@ -229,7 +250,8 @@ def test_a_closed_standard_output_is_an_error(bank: Path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="there are no such limits")
-def test_a_limit_on_the_size_of_files_leaves_the_old_bank_and_nothing_else(bank: Path, tmp_path: Path):
+@pytest.mark.parametrize("limit", [10, 50_000])
+def test_a_limit_on_the_size_of_files_leaves_the_old_bank_and_nothing_else(bank: Path, tmp_path: Path, limit: int):
     before = bank.read_bytes()
     np.save(tmp_path / "more.npy", np.random.default_rng(1).normal(size=(4000, 6)))
     done = subprocess.run(
@@ -237,9 +259,9 @@ def test_a_limit_on_the_size_of_files_leaves_the_old_bank_and_nothing_else(bank:
         stderr=subprocess.PIPE,
         text=True,
         check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
     )
     assert done.returncode in {3, 5}, done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert len(done.stderr.splitlines()) == 1 and "standard output" not in done.stderr
     assert bank.read_bytes() == before
     assert sorted(each.name for each in tmp_path.iterdir()) == ["bank", "more.npy"]

@@ -83,12 +83,17 @@ def verify(path: str | Path) -> bool:
     Raises:
         BankError: no bank, or a damaged one.
     """
-    tensors, _ = read(path)
-    found = read_header(path)
-    check(path, found, whole=True)
-    for name, tensor in tensors.items():
-        check_finite(path, name, tensor)
-    return found.checksums is not None
+
+    def look() -> bool:
+        tensors, _ = _read(path, FORMAT)
+        found = read_header(path)
+        check(path, found, whole=True)
+        for name, tensor in tensors.items():
+            check_finite(path, name, tensor)
+        return found.checksums is not None
+
+    read(path)  # which says best what is no bank at all
+    return steadily(path, look)
 
 
 def _read(path: str | Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -264,7 +265,7 @@ class MemoryBank:
         tensors, metadata = file.read(path)
         try:
             return _checked(path, _assemble(tensors, metadata))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
             raise BankError(path, f"a whole {file.FORMAT}", f"{type(error).__name__}: {error}") from error
 
     def _metadata(self) -> dict[str, str]:
@@ -412,6 +413,9 @@ def _checked(path: str | Path, bank: MemoryBank) -> MemoryBank:
     for name, shape, tensor in expected:
         if tensor is not None and tuple(tensor.shape) != shape:
             raise BankError(path, f"tensor {name} of shape {list(shape)}", list(tensor.shape))
+    for what, number, least in (("scale", bank.scale, 0.0), ("alpha", bank.alpha, 1.0)):
+        if not (math.isfinite(number) and number >= least):
+            raise BankError(path, f"{what} of {least:g} or more", number)
     if not M or len(bank.names) != M:
         raise BankError(path, f"{max(M, 1)} patterns with a name each", f"{len(bank.names)} names")
     return bank

@@ -161,7 +161,7 @@ def _settled(exponents: Passes, how: Weighing, Y: Tensor, width: int, start: Ten
     c = root(exponents, how.alpha, start)
     slack = 2 * how.beta * _usual(Y)[:, None].double()
     blur = how.beta * ROUNDED * Y.norm(dim=1, keepdim=True) / reach_of_support(c, how.alpha)
-    if how.sharp or bool((blur > BLUR ** max(1.0, how.alpha - 1)).any()):  # for α > 2 it is rooted
+    if how.sharp or not bool((blur <= BLUR ** max(1.0, how.alpha - 1)).all()):  # for α > 2 it is rooted
         exponents = exponents.exactly(Y, width, how.budget)
         return exponents, root(exponents, how.alpha, c), torch.zeros_like(c)
     return exponents, c, slack

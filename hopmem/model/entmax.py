@@ -16,8 +16,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-STEEP = 64.0  # slope of g beyond which a small step is no sign that the root is near: it is infinite at an edge
-
 Sums = Callable[[Tensor], tuple[Tensor, Tensor]]  # c [..., 1] ↦ Σ exp_α(u) and its derivative [..., 1]
 
 
@@ -116,7 +114,14 @@ def reach_of_support(c: Tensor, alpha: float) -> Tensor:
     return 1 / ((alpha - 1) * stretch(c, alpha))
 
 
-def log_peak(sums: Sums, c: Tensor, M: int, tolerance: float = 512 * 2.0**-52, max_iterations: int = 200) -> Tensor:
+def log_peak(
+    sums: Sums,
+    c: Tensor,
+    M: int,
+    tolerance: float = 512 * 2.0**-52,
+    steep: float = 1.0,
+    max_iterations: int = 200,
+) -> Tensor:
     """C = −ln of the largest weight, by Newton's method inside a bracket that halves when Newton is slow.
 
     All that is asked of the scores is two sums, and sums of parts add up: the parts may be blocks that are never held
@@ -126,7 +131,10 @@ def log_peak(sums: Sums, c: Tensor, M: int, tolerance: float = 512 * 2.0**-52, m
         sums: of the scores at some c, as `partial_sums` gives them.
         c: where to begin, in [0, ln M], of the shape [..., 1].
         M: scores in a row.
-        tolerance: of c; not less than the scores are exact to.
+        tolerance: of the sum of the weights, all of which rise and fall together, and so of c; not less than the sums
+            are exact to.
+        steep: the slope of g up to which the tolerance is that of c alone, where what the scores are rounded by makes
+            an error of the sum. Only up to α = 2: beyond, a slope may be that of an edge, and tells nothing.
         max_iterations: a bound that is never met: bisection alone ends within 64.
 
     Returns:
@@ -142,7 +150,7 @@ def log_peak(sums: Sums, c: Tensor, M: int, tolerance: float = 512 * 2.0**-52, m
         # For α > 2 an entry at the edge of the support has an infinite slope, and Newton would creep.
         trusted = (newton >= low) & (newton <= high) & (gap.abs() <= last / 2)
         following = torch.where(trusted, newton, (low + high) / 2)
-        done = (gap.abs() <= tolerance * slope.abs().clamp_max(STEEP)) | (following == c)
+        done = (gap.abs() <= tolerance * slope.abs().clamp_max(steep)) | (following == c)
         if bool(done.all()):
             break
         c, last = torch.where(done, c, following), gap.abs()
@@ -166,7 +174,7 @@ def partial_sums(s: Tensor, c: Tensor, alpha: float, add: Callable[[Tensor], Ten
     if alpha == 1:
         total = add(tsallis_exp(s, 1))
         return total, torch.zeros_like(total)
-    u = s * ((alpha - 1) * stretch(c, alpha)).to(s)
+    u = s * ((alpha - 1) * stretch(c, alpha)).clamp_max(torch.finfo(s.dtype).max).to(s)
     if alpha == 2:
         total = add(u.add_(1).clamp_min_(0))
         return total, total - add(u.sign_())

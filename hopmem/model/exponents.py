@@ -19,6 +19,7 @@ from hopmem.model.passes import ARRAYS, Scores, peaks
 from hopmem.model.scan import RowBlocks
 
 MOST_EDGES = 1 << 20  # memories of which it is found out exactly whether they have a weight
+STEEP = 64.0  # slope of the sum of the weights that rounding of the scores may have
 SAMPLE = 4096  # memories that tell about where the threshold lies
 
 
@@ -149,7 +150,8 @@ class Exponents:
         total, inner = (torch.zeros_like(self.peak, dtype=torch.float64) for _ in range(2))
         support = torch.zeros_like(total, dtype=torch.int64)
         edge = support.new_empty(2, 0)
-        factor, end = factor.to(self.peak), -1 / ((alpha - 1) * factor)  # the exponent from which on G > 0
+        end = -1 / ((alpha - 1) * factor)  # the exponent from which on G > 0
+        factor = factor.clamp_max(torch.finfo(self.peak.dtype).max).to(self.peak)
         inside, outside = ((end + shift).to(factor) for shift in (slack, -slack))
         mixed = torch.zeros(len(total), width, device=total.device)
         for rows, s in self:
@@ -192,7 +194,7 @@ def root(exponents: Summable, alpha: float, start: Tensor) -> Tensor:
         c [b, 1] float64.
     """
     sums, M = partial(exponents.sums, alpha=alpha), len(exponents.memory)
-    c = log_peak(sums, start, M, 8 * torch.finfo(exponents.peak.dtype).eps)
+    c = log_peak(sums, start, M, 8 * torch.finfo(exponents.peak.dtype).eps, STEEP if alpha <= 2 else 1.0)
     total, rate = sums(c)  # what rounds off one weight is random, and less in their sum: a last step is worth it
     return (c - (total.log() - c) / (rate / total - 1)).clamp(0, math.log(M))
 

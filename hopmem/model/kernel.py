@@ -87,6 +87,15 @@ def small_blocks(count: int, width: int) -> Iterator[slice]:
     return blocks(count, max(1, min(4096, AT_ONCE // width)))
 
 
+def _beside(rows: Rows, stored: Tensor) -> Rows:
+    """Rows where what they name is stored, which may be another device.
+
+    Returns:
+        The rows.
+    """
+    return rows if isinstance(rows, slice) else rows.to(stored.device)
+
+
 @dataclass(frozen=True)
 class FeatureMap:
     """Φ(u) = W u + b (U-Hop, eq. 3.1, with an offset for centring).
@@ -271,7 +280,7 @@ class Patterns:
         Returns:
             float32 [m, d] on the device.
         """
-        block = self.stored[rows]
+        block = self.stored[_beside(rows, self.stored)]
         block = block if self.columns is None else block[:, self.columns.to(block.device)]
         block = block.to(self.device, torch.float32)
         return block if self.scale == 1.0 else block * self.scale
@@ -310,7 +319,7 @@ class Features:
             float32 [m, D] on the device.
         """
         if self.stored is not None:
-            return self.stored[rows].to(self.device, torch.float32)
+            return self.stored[_beside(rows, self.stored)].to(self.device, torch.float32)
         return unit(self.phi(self.patterns[rows]))
 
     def products(self, rows: slice, T: Tensor, out: Tensor | None = None) -> Tensor:
@@ -345,8 +354,9 @@ class Features:
             Rows [m, D], perhaps on another device, and factors [m] where they are not of length one.
         """
         if self.stored is not None:
-            return self.stored[rows], None
-        return (self.patterns.stored[rows], self.inverse_lengths[rows]) if self.plain else (self[rows], None)
+            return self.stored[_beside(rows, self.stored)], None
+        stored = self.patterns.stored
+        return (stored[_beside(rows, stored)], self.inverse_lengths[rows]) if self.plain else (self[rows], None)
 
     @cached_property
     def inverse_lengths(self) -> Tensor:

@@ -134,7 +134,8 @@ class Picks:
         total, inner = (torch.zeros_like(self.peak, dtype=torch.float64) for _ in range(2))
         support = torch.zeros_like(total, dtype=torch.int64)
         edge = support.new_empty(2, 0)
-        factor, end = factor[:, 0].to(self.peak), -1 / ((alpha - 1) * factor[:, 0])  # the exponent from which on G > 0
+        end = -1 / ((alpha - 1) * factor[:, 0])  # the exponent from which on G > 0
+        factor = factor[:, 0].clamp_max(torch.finfo(self.peak.dtype).max).to(self.peak)
         inside, outside = ((end + shift).to(factor) for shift in (slack[:, 0], -slack[:, 0]))
         weight = torch.empty(len(self.state), device=total.device)
         for some in blocks(len(self.state), AT_ONCE):

@@ -119,6 +119,14 @@ def test_passes_that_hold_no_weights_find_the_same_threshold(monkeypatch, ways, 
     assert float(((passes - held).norm(dim=1) / held.norm(dim=1)).max()) <= 1e-5
 
 
+@pytest.mark.parametrize("alpha", [7.0, 12.0])
+def test_equal_patterns_give_their_pattern_whatever_alpha_is(alpha):
+    found = ask(randn(1, d).repeat(5000, 1), randn(3, d, seed=1), alpha, 1.0, budget=1 << 16)
+    assert found.weight.isfinite().all() and (found.support > 0).all()  # α makes large what scores are rounded by
+    # 5,000 equal terms, added up in float32 in blocks of 16, are all rounded in the same direction.
+    assert torch.allclose(found.patterns.float(), randn(1, d).expand(3, -1), atol=1e-4)
+
+
 @pytest.mark.parametrize("alpha", [4.0, 6.0])
 @pytest.mark.parametrize("beta", [1e-20, 1e-3, 1.0])
 @pytest.mark.parametrize("budget", [1 << 16, 1 << 28])

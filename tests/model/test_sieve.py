@@ -166,6 +166,16 @@ def test_the_support_reaches_no_farther_than_the_maxima_allow(name, alpha, beta,
         assert (t < reach(alpha, beta, M, 1e-8) / 2).all()
 
 
+@pytest.mark.parametrize("alpha", [1.5, 2.5, 3.0, 4.0])
+def test_the_support_of_few_scores_near_its_edge_is_within_reach(alpha):
+    """For α > 2 the sum of the weights has an infinite slope where a memory enters the support."""
+    draws = torch.Generator().manual_seed(0)
+    S = torch.cat([torch.full((3000, 1), 0.9), 0.4 + 0.5 * torch.rand(3000, 15, generator=draws)], 1)
+    found = Sieve(S.T.contiguous(), 1, torch.zeros(3000))
+    lowest = S.double().masked_fill(entmax(S.double(), alpha) == 0, torch.inf).amin(1)
+    assert (0.9 - lowest <= found.reach(alpha, 1.0, 1 << 26) + 1e-6).all()
+
+
 def test_few_memories_are_scored_in_float32_at_once(monkeypatch):
     monkeypatch.setattr(module, "coarse_type", lambda device: torch.bfloat16)
     assert suited_type(10**6, torch.device("cpu")) == torch.bfloat16
