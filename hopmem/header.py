@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -257,5 +256,5 @@ def _check_places(tensors: Iterable[Entry], start: int, size: int) -> None:
     ends = [start, *(end for _, end in places)]
     if any(begin != end for (begin, _), end in zip(places, ends, strict=False)):
         raise ValueError("tensors that overlap or leave a hole")
-    if ends[-1] != size or any(first > second for first, second in pairwise(ends)):
+    if ends[-1] != size:
         raise ValueError(f"tensors that end at {ends[-1]} in a file of {size} bytes")

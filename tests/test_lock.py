@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -36,32 +38,34 @@ def bank(tmp_path: Path) -> Path:
     return tmp_path / "bank"
 
 
-def holder(path: Path) -> subprocess.Popen[str]:
+@contextmanager
+def held_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process holds the lock of a bank."""
     process = subprocess.Popen([sys.executable, "-c", HOLD, str(path), "x"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     with process.stdout as out:
         assert out.readline() == "held\n"
-    return process
-
-
-@pytest.mark.usefixtures("impatient")
-def test_a_second_writer_is_told_who_holds_the_bank(bank: Path):
-    process = holder(bank)
     try:
-        with raises_refusal(3, str(bank), f"process {process.pid}", "0.2 s"):
-            MemoryBank.from_patterns(np.eye(2)).save(bank)
-        assert len(MemoryBank.load(bank)) == 3  # readers ask nobody
+        yield process
     finally:
         process.kill()
         process.wait()
 
 
 @pytest.mark.usefixtures("impatient")
+def test_a_second_writer_is_told_who_holds_the_bank(bank: Path):
+    with held_elsewhere(bank) as process:
+        with raises_refusal(3, str(bank), f"process {process.pid}", "0.2 s"):
+            MemoryBank.from_patterns(np.eye(2)).save(bank)
+        assert len(MemoryBank.load(bank)) == 3  # readers ask nobody
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_the_lock_of_a_dead_process_holds_nobody_up(bank: Path, end: signal.Signals):
-    process = holder(bank)
-    process.send_signal(end)
-    process.wait()
+    with held_elsewhere(bank) as process:
+        process.send_signal(end)
+        process.wait()
     MemoryBank.from_patterns(np.eye(2)).save(bank)
     assert list(bank.parent.iterdir()) == [bank]
 
@@ -77,13 +81,8 @@ def test_a_process_may_take_its_lock_again_and_leaves_no_file(bank: Path):
 
 def test_a_link_and_its_bank_share_a_lock(bank: Path, impatient: None):
     (bank.parent / "link").symlink_to(bank)
-    process = holder(bank.parent / "link")
-    try:
-        with raises_refusal(3, str(process.pid)), writing(bank):
-            pass
-    finally:
-        process.kill()
-        process.wait()
+    with held_elsewhere(bank.parent / "link") as process, raises_refusal(3, str(process.pid)), writing(bank):
+        pass
 
 
 @pytest.mark.parametrize("asked", ["soon", "-1", "inf", "nan", ""])
@@ -95,13 +94,8 @@ def test_a_patience_that_is_no_number_of_seconds_is_refused(bank: Path, monkeypa
 
 def test_where_there_is_no_folder_there_is_a_lock_all_the_same(tmp_path: Path, impatient: None):
     bank = tmp_path / "new" / "bank"
-    process = holder(bank)
-    try:
-        with raises_refusal(3, str(process.pid)), writing(bank):
-            pass
-    finally:
-        process.kill()
-        process.wait()
+    with held_elsewhere(bank) as process, raises_refusal(3, str(process.pid)), writing(bank):
+        pass
 
 
 def test_another_user_may_open_the_lock_too(bank: Path):

@@ -48,12 +48,13 @@ def write(
         _sort_header(temporary)
 
 
-def read(path: str | Path, form: str = FORMAT) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read(path: str | Path, form: str = FORMAT, *, whole: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Open a bank, or a file of another form; its tensors stay memory-mapped.
 
     Args:
         path: the file.
         form: name and version of what is read.
+        whole: compare large tensors with their checksums, too.
 
     Returns:
         Its tensors and its metadata.
@@ -66,7 +67,7 @@ def read(path: str | Path, form: str = FORMAT) -> tuple[dict[str, Tensor], dict[
     if not Path(path).exists():
         raise MissingInputError(path, "a bank (made by hopmem store)")
     try:
-        return steadily(path, partial(_read, path, form))
+        return steadily(path, partial(_read, path, form, whole=whole))
     except OSError as error:
         raise UnreadableError(path, "a bank", "a folder" if Path(path).is_dir() else error) from error
 
@@ -79,24 +80,11 @@ def verify(path: str | Path) -> bool:
 
     Returns:
         Whether it keeps the checksums to compare with; that every number is finite is looked at either way.
-
-    Raises:
-        BankError: no bank, or a damaged one.
     """
-
-    def look() -> bool:
-        tensors, _ = _read(path, FORMAT)
-        found = read_header(path)
-        check(path, found, whole=True)
-        for name, tensor in tensors.items():
-            check_finite(path, name, tensor)
-        return found.checksums is not None
-
-    read(path)  # which says best what is no bank at all
-    return steadily(path, look)
+    return CHECKSUMS in read(path, whole=True)[1]
 
 
-def _read(path: str | Path, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: str | Path, form: str, *, whole: bool) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a file that stays where it is.
 
     Returns:
@@ -107,14 +95,14 @@ def _read(path: str | Path, form: str) -> tuple[dict[str, Tensor], dict[str, str
     """
     found = read_header(path)
     _check_format(path, found.metadata, form)
-    check(path, found)
+    check(path, found, whole=whole)
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no dictionary
     except (SafetensorError, RuntimeError) as error:  # the latter where another file takes the name meanwhile
         raise BankError(path, "a safetensors file", error) from error
     for name, tensor in tensors.items():
-        if form == FORMAT and tensor.nbytes <= CHEAP:
+        if form == FORMAT and (whole or tensor.nbytes <= CHEAP):
             check_finite(path, name, tensor)
     return tensors, found.metadata
 

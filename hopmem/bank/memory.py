@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from hopmem.bank import file
+from hopmem.bank.learning import Learning, learning_of
 from hopmem.bank.rows import as_rows
 from hopmem.bank.tuning import SAME, Tuning, tune
 from hopmem.errors import BankError, InvalidDataError
@@ -25,33 +26,6 @@ Layout = Literal["HW", "HWC", "CHW"]  # which axes of a pattern are an image's
 CPU = torch.device("cpu")
 SKETCH = 64  # entries by which most patterns differ already
 MEASURED = 20_000  # memories up to which β auto looks at every pair; beyond, at as many pairs with a sample
-
-
-@dataclass(frozen=True)
-class Validated:
-    """How one map did under one noise, on corrupted copies that it was not fitted to."""
-
-    noise: str
-    method: str  # the map, in words
-    accuracy: float  # share of queries whose largest weight was on the right memory
-    error: float  # the papers' error: sum over entries of the squared difference, mean over queries
-
-
-@dataclass(frozen=True)
-class Learning:
-    """How a feature map was learned."""
-
-    steps: int
-    temperature: float | None  # of the average loss
-    batch_size: int | None
-    feature_dimension: int
-    curve: tuple[float, ...]  # what was lowered, step by step
-    loss: dict[str, float]  # first (raw) and last, of the objective
-    separation: dict[str, dict[str, float]]  # raw and learned: max_cosine, min_angle_degrees, mean_cosine
-    noise: tuple[str, ...] = ()  # that it was learned for
-    method: str | None = None  # the map that was kept, in words, where it was chosen
-    validation: tuple[Validated, ...] = ()  # how everything that was tried did
-    patterns: int = 0  # that it was learned from; 0 where nobody kept count
 
 
 @dataclass(frozen=True, eq=False)
@@ -373,24 +347,8 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> MemoryBan
         alpha=float(read("alpha")),
         seed=int(read("seed")),
         tuning=tuning and Tuning(**tuning),
-        learning=learning and _learning(learning),
+        learning=learning and learning_of(learning),
     )
-
-
-def _learning(kept: Any) -> Learning:
-    """A record of learning from JSON.
-
-    Returns:
-        The record.
-
-    Raises:
-        TypeError: something else.
-    """
-    if not isinstance(kept, dict):
-        raise TypeError(f"learning is {type(kept).__name__}")
-    rows = tuple(Validated(**row) for row in kept.get("validation", ()))
-    lists = {"curve": tuple(kept["curve"]), "noise": tuple(kept.get("noise", ())), "validation": rows}
-    return Learning(**kept | lists)
 
 
 def _checked(path: str | Path, bank: MemoryBank) -> MemoryBank:

@@ -150,9 +150,7 @@ class Exponents:
         total, inner = (torch.zeros_like(self.peak, dtype=torch.float64) for _ in range(2))
         support = torch.zeros_like(total, dtype=torch.int64)
         edge = support.new_empty(2, 0)
-        end = -1 / ((alpha - 1) * factor)  # the exponent from which on G > 0
-        factor = factor.clamp_max(torch.finfo(self.peak.dtype).max).to(self.peak)
-        inside, outside = ((end + shift).to(factor) for shift in (slack, -slack))
+        factor, end, inside, outside = limits(self.peak, alpha, factor, slack)
         mixed = torch.zeros(len(total), width, device=total.device)
         for rows, s in self:
             G = tsallis_exp(s * factor, alpha)
@@ -162,9 +160,26 @@ class Exponents:
             found = (certain.logical_not_() & (s > outside)).nonzero().T
             edge = torch.cat([edge, found + found.new_tensor([[0], [rows.start]])], 1)
             if edge.shape[1] > MOST_EDGES:  # ties: no precision tells them apart
-                inside = outside = end.to(factor)
+                inside = outside = end
             mixed.addmm_(G.float(), rows_of[rows])
         return Mixture(mixed, total, inner, support, edge)
+
+
+def limits(peak: Tensor, alpha: float, factor: Tensor, slack: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Where the support ends, as an exponent, in the type of the largest scores.
+
+    Args:
+        peak: the largest scores [b].
+        alpha: α > 1.
+        factor: e^{(α−1)c} [b, ...].
+        slack: what rounding may have moved an exponent by [b, ...].
+
+    Returns:
+        The factor, the end, and what lies certainly inside and certainly outside [b, ...].
+    """
+    end = -1 / ((alpha - 1) * factor)
+    inside, outside = ((end + shift).to(peak) for shift in (slack, -slack))
+    return factor.clamp_max(torch.finfo(peak.dtype).max).to(peak), end.to(peak), inside, outside
 
 
 class Summable(Protocol):

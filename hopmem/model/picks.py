@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hopmem.model.entmax import partial_sums, tsallis_exp
-from hopmem.model.exponents import MOST_EDGES, Mixture
+from hopmem.model.exponents import MOST_EDGES, Mixture, limits
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.passes import Scores
 from hopmem.model.scan import RowBlocks
@@ -134,9 +134,7 @@ class Picks:
         total, inner = (torch.zeros_like(self.peak, dtype=torch.float64) for _ in range(2))
         support = torch.zeros_like(total, dtype=torch.int64)
         edge = support.new_empty(2, 0)
-        end = -1 / ((alpha - 1) * factor[:, 0])  # the exponent from which on G > 0
-        factor = factor[:, 0].clamp_max(torch.finfo(self.peak.dtype).max).to(self.peak)
-        inside, outside = ((end + shift).to(factor) for shift in (slack[:, 0], -slack[:, 0]))
+        factor, end, inside, outside = limits(self.peak, alpha, factor[:, 0], slack[:, 0])
         weight = torch.empty(len(self.state), device=total.device)
         for some in blocks(len(self.state), AT_ONCE):
             state, row, s = self.state[some], self.row[some], self.exponent[some]
@@ -147,7 +145,7 @@ class Picks:
             unsure = certain.logical_not_() & (s > outside[state])
             edge = torch.cat([edge, torch.stack([state[unsure], row[unsure]]).long()], 1)
             if edge.shape[1] > MOST_EDGES:  # ties: no precision tells them apart
-                inside = outside = end.to(factor)
+                inside = outside = end
             weight[some] = G
         return Mixture(self._mixed(weight, rows_of, width), total, inner, support, edge)
 

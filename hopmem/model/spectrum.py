@@ -8,10 +8,8 @@ from torch import Tensor
 from hopmem.model.gram import Progress
 from hopmem.model.kernel import Features
 
-WIDEST, NARROWEST = (
-    4096,
-    256,
-)  # rows of the smaller Gram matrix up to which it is decomposed, where memory allows; always
+WIDEST = 4096  # rows of the smaller Gram matrix up to which it is decomposed where memory allows,
+NARROWEST = 256  # and up to which it is in any case
 COPIES = 3  # of it, that its decomposition holds
 
 
