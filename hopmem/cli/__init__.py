@@ -236,6 +236,7 @@ def retrieve(
         Path | None, typer.Option(help="Draw queries and answers, the least sure first.", metavar="PNG")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate memory and time; write nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Skip what an interrupted run has answered.")] = False,
     force: Force = False,
     device: Device = "auto",
     seed: Seed = None,
@@ -263,9 +264,10 @@ def retrieve(
         "top": top,
     }
     options |= {"min_confidence": min_confidence, "mask": mask, "missing": missing, "pictures": plot is not None}
+    options |= {"force": force, "resume": resume, "dry_run": dry_run}
     with session.machine(device, seed, threads, memory_limit, quiet) as machine:
         emit = show_lines if ndjson else None
-        outcome = run(bank, asked, output, reading, machine, force=force, emit=emit, dry_run=dry_run, **options)
+        outcome = run(bank, asked, output, reading, machine, emit=emit, **options)
     if plot is not None and not dry_run:
         session.draw(outcome, plot, force)
     session.finish(outcome, "retrieve", as_json, quiet, ndjson, output == "-")

@@ -6,13 +6,13 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
 
-from hopmem.atomic import replacing
+from hopmem.atomic import refuse_overwrite, replacing
 from hopmem.errors import InvalidDataError, UnreadableError, UsageError
 from hopmem.patterns.arrays import growing_npy, save_array
 from hopmem.patterns.files import SUFFIXES
@@ -36,11 +36,28 @@ class Target:
     layout: Layout | None  # of the rows, where they are images
     scale: float = 1.0  # what one unit is worth; an image's pixels run from 0 to 1
     force: bool = False  # whether files may be replaced
+    standing: int = 0  # of the first pictures of a folder, those that are there: an interrupted run has written them
 
     @property
     def files(self) -> list[Path]:
         """The files that will be written: one, or one for each query of a folder; none for standard output."""
         return targets(self.path, self.kind, self.form, self.names)
+
+    def with_standing(self, before: Sequence[slice] | None) -> "Target":
+        """Go on where an interrupted run has stopped, over what it may have written.
+
+        Args:
+            before: the blocks that it has answered; None where there was no such run.
+
+        Returns:
+            The target.
+        """
+        return self if before is None else replace(self, force=True, standing=before[-1].stop if before else 0)
+
+    def refuse_overwrite(self) -> None:
+        """Check early that no file stands in the way."""
+        for path in self.files:
+            refuse_overwrite(path, force=self.force)
 
 
 @contextmanager
@@ -137,6 +154,8 @@ def _pictures(target: Target, pool: ThreadPoolExecutor) -> Write:
     paths = target.files
 
     def write_one(place: int, row: Tensor) -> None:
+        if place < target.standing and paths[place].exists():
+            return
         with replacing(paths[place], force=target.force) as temporary:
             _save_picture(temporary, row, target, place)
 

@@ -30,6 +30,7 @@ class Tally:
             pictured: whether pictures are wanted.
         """
         self._bank, self._names, self._emit, self._pictured = bank, names, emit, pictured
+        self.count = 0  # of the queries that were answered
         self._matches: list[Match] = []
         self.pictures: list[Picture] = []  # of the least sure answers, those first
         self._alpha = self._beta = 0.0
@@ -37,7 +38,7 @@ class Tally:
         self._steps = self._rejected = 0
         self._largest, self._scaled = 0.0, False
 
-    def take(self, rows: slice, X: Tensor, asked: Loaded, answer: verbs.Answer) -> None:
+    def take(self, rows: slice, X: Tensor, asked: Loaded, answer: verbs.Answer, *, again: bool = False) -> None:
         """Take in the answers of a block.
 
         Args:
@@ -45,11 +46,13 @@ class Tally:
             X: they themselves [n, d], NaN where unknown.
             asked: as they were read.
             answer: what came back.
+            again: whether a run before this one has told these answers.
         """
+        self.count = rows.stop
         matches = _matches(answer, self._names[rows], self._bank)
         if self._emit is None:
             self._matches += matches
-        else:
+        elif not again:
             self._emit(matches)
         self._alpha, self._beta, self._beta_source = answer.alpha, answer.beta, answer.beta_source
         self._steps = max(self._steps, int(answer.steps.max()))
