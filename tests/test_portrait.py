@@ -34,7 +34,7 @@ def bank_of(M: int, d: int, *, learned: bool = False) -> MemoryBank:
 
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize(("M", "d"), [(2, 3), (13, 6), (60, 5)])
-@pytest.mark.parametrize("budget", [1, 1 << 28])
+@pytest.mark.parametrize("budget", [1 << 16, 1 << 28])
 def test_a_side_holds_what_brute_force_finds(M, d, learned, budget):
     bank = bank_of(M, d, learned=learned)
     found = portrait(bank, budget=budget)

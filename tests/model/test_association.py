@@ -248,8 +248,8 @@ def test_a_block_of_a_pass_fits_the_budget_or_is_one_group(budget):
 
 @pytest.mark.parametrize(("alpha", "way"), [(1.0, "streamed"), (1.2, "summed")])
 def test_passes_find_the_best_memory_among_those_that_float32_hardly_tells_apart(ways, alpha, way):
-    Xi = 1 + 5e-3 * randn(2000, 3072)  # all cosines within 3e-5 of 1
-    assert ask(Xi, Xi[:40], alpha, 1.0, budget=1 << 18).index[:, 0].tolist() == list(range(40))
+    Xi = 1 + 5e-3 * randn(800, 3072)  # all cosines within 3e-5 of 1
+    assert ask(Xi, Xi[:10], alpha, 1.0, budget=1 << 15).index[:, 0].tolist() == list(range(10))
     assert ways == {way}
 
 
@@ -286,7 +286,7 @@ def test_answers_do_not_depend_on_budget_or_company(alpha, beta):
     Xi = apart()
     X = queries(Xi)
     whole = ask(Xi, X, alpha, beta)
-    for budget in (1, 1 << 18, 1 << 30):
+    for budget in (1 << 15, 1 << 18, 1 << 30):
         assert torch.allclose(ask(Xi, X, alpha, beta, budget=budget).patterns, whole.patterns, atol=1e-5)
     order = torch.randperm(len(X), generator=torch.Generator().manual_seed(7))
     assert torch.allclose(ask(Xi, X[order], alpha, beta).patterns, whole.patterns[order], atol=1e-5)
