@@ -3,13 +3,13 @@
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
-from hopmem.errors import UnreadableError, WouldOverwriteError
+from hopmem.errors import UnreadableError, UsageError, WouldOverwriteError
 
 LONGEST = 64  # bytes of a suffix that a temporary name takes over; image writers go by it
 PREFIX = ".hopmem-"  # of temporary files; the machine and the process follow, so that a later run knows the dead
@@ -67,10 +67,28 @@ def refuse_overwrite(path: Path, *, force: bool) -> None:
         UnreadableError: something stands there that is no file.
         WouldOverwriteError: a file stands there and `force` is not given.
     """
+    if "\0" in str(path):
+        raise UnreadableError(path, "a name for a file", "one with a zero byte")
     if path.exists() and not path.is_file():
         raise UnreadableError(path, "a name for a file", "a folder, a device or a pipe")
     if not force and path.exists():
         raise WouldOverwriteError(path)
+
+
+def refuse_itself(output: str | Path, inputs: Iterable[str]) -> None:
+    """Refuse to write over what is read: the bank, or the source of a bank.
+
+    Args:
+        output: what will be written.
+        inputs: what is read.
+
+    Raises:
+        UsageError: they are one file.
+    """
+    for each in inputs:
+        with suppress(OSError, ValueError):  # of what is not there, which its reader says better
+            if Path(output).samefile(each):
+                raise UsageError(f"{output}: expected another file than what is read, found {each}")
 
 
 @cache

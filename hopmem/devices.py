@@ -73,11 +73,12 @@ def budget(memory_limit: str | None) -> int:
     return DEFAULT_BUDGET if memory_limit is None else size(memory_limit) // SHARE_OF_LIMIT
 
 
-def size(text: str) -> int:
+def size(text: str, option: str = "--memory-limit") -> int:
     """Read a size such as 512M, 2G, 1.5GiB or 1000000.
 
     Args:
         text: a number with an optional unit K, M, G or T (powers of 1024).
+        option: that it was given to.
 
     Returns:
         Bytes, at least one mebibyte.
@@ -90,7 +91,7 @@ def size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if not match:
-        raise UsageError(f"--memory-limit: expected a size such as 512M or 2G, found {text!r}")
+        raise UsageError(f"{option}: expected a size such as 512M or 2G, found {text!r}")
     return max(1 << 20, int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")))
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -58,6 +59,8 @@ def _acquire(lock: BaseFileLock, path: Path, seconds: float) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass  # which tells at once where no file can be made
         lock.acquire()
         if lock.lock_counter == 1:
             Path(lock.lock_file).write_text(json.dumps(_own()), encoding="utf-8")

@@ -66,10 +66,12 @@ def read(path: str | Path, form: str = FORMAT, *, whole: bool = False) -> tuple[
     """
     if not Path(path).exists():
         raise MissingInputError(path, "a bank (made by hopmem store)")
+    if not Path(path).is_file():
+        raise UnreadableError(path, "a bank", "a folder" if Path(path).is_dir() else "a pipe or a device")
     try:
         return steadily(path, partial(_read, path, form, whole=whole))
     except OSError as error:
-        raise UnreadableError(path, "a bank", "a folder" if Path(path).is_dir() else error) from error
+        raise UnreadableError(path, "a bank", error) from error
 
 
 def verify(path: str | Path) -> bool:

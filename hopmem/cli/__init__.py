@@ -31,6 +31,7 @@ from hopmem.cli.options import (
     Size,
     Sources,
     Threads,
+    UnpackLimit,
     Verbose,
     parse_number,
     parse_share,
@@ -77,6 +78,7 @@ def store(
     size: Size = None,
     mode: Mode = None,
     on_bad: OnBad = "error",
+    unpack_limit: UnpackLimit = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count patterns and bytes; write nothing.")] = False,
     force: Force = False,
     device: Device = "auto",
@@ -90,7 +92,7 @@ def store(
     """Store clean patterns in a bank."""
     from hopmem.pipeline.store import store as run
 
-    reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
+    reading = _reading(key, id_column, format_, layout, size, mode, on_bad, session.unpack_limit(unpack_limit))
     options: dict[str, Any] = {"values": values, "dtype": dtype, "append": append, "force": force, "dry_run": dry_run}
     with session.machine(device, seed, threads, memory_limit, quiet) as machine:
         outcome = run(session.all_sources(sources, files_from), output, reading, machine, **options)
@@ -115,6 +117,7 @@ def optimize(
     clean_from: Annotated[
         str | None, typer.Option(help="The clean rows that belong to them, by name or row by row.", metavar="SOURCE")
     ] = None,
+    unpack_limit: UnpackLimit = None,
     feature_dim: Annotated[
         int | None,
         typer.Option(
@@ -181,6 +184,7 @@ def optimize(
     asked |= {"batch_size": batch_size, "restarts": restarts}
     task, given = _task({name: value for name, value in asked.items() if value is not None}, noise_from, force)
     pairs: dict[str, Any] = {"noise_from": noise_from, "clean_from": clean_from}
+    pairs["unpack_limit"] = session.unpack_limit(unpack_limit)
     with session.machine(device, seed, threads, memory_limit, quiet) as machine:
         options: dict[str, Any] = {"time_limit": time_limit, "resume": resume, "given": given}
         outcome = run(bank, output, task, machine, **pairs, **options, follow=plot is not None)
@@ -231,6 +235,7 @@ def retrieve(
     size: Size = None,
     mode: Mode = None,
     on_bad: OnBad = "error",
+    unpack_limit: UnpackLimit = None,
     ndjson: Annotated[bool, typer.Option("--ndjson", help="Print each answer as a line of JSON.")] = False,
     plot: Annotated[
         Path | None, typer.Option(help="Draw queries and answers, the least sure first.", metavar="PNG")
@@ -254,7 +259,7 @@ def retrieve(
     if plot is not None:
         session.can_draw(plot, force)
     output = session.answers_to(output, asked, as_json, ndjson)
-    reading = _reading(key, id_column, format_, layout, size, mode, on_bad)
+    reading = _reading(key, id_column, format_, layout, size, mode, on_bad, session.unpack_limit(unpack_limit))
     options: dict[str, Any] = {
         "alpha": alpha,
         "beta": beta,

@@ -172,6 +172,15 @@ Threads = Annotated[
 MemoryLimit = Annotated[
     str | None, typer.Option(help="Working memory, such as 2G.", envvar="HOPMEM_MEMORY_LIMIT", metavar="SIZE")
 ]
+UnpackLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--unpack-limit",
+        help="Refuse compressed files and images that unpack to more; default: 1G.",
+        envvar="HOPMEM_UNPACK_LIMIT",
+        metavar="SIZE",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.", envvar="HOPMEM_JSON")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", envvar="HOPMEM_QUIET")]
 Verbose = Annotated[

@@ -1,6 +1,7 @@
 """What all commands do around their one call: gather the sources, set up the machine, draw, report and end."""
 
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,18 +30,32 @@ def all_sources(sources: list[str] | None, lists: list[str] | None) -> list[str]
         At least one.
 
     Raises:
-        MissingInputError: no such list file.
         UsageError: no source at all.
     """
     found = list(sources or [])
     for name in lists or []:
-        if name != "-" and not Path(name).is_file():
-            raise MissingInputError(name, "a file with one source a line")
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8", errors="surrogateescape")
-        found += [line for line in text.splitlines() if line]
+        found += [line for line in _text(name).removeprefix("\ufeff").split("\n") if line]
     if not found:
         raise UsageError("expected at least one file or folder to read, found none (see --help)")
     return found
+
+
+def _text(name: str) -> str:
+    """What a list file, or standard input, holds; bytes that are no UTF-8 stand for themselves.
+
+    Returns:
+        Text with one kind of line end: names may hold all other marks.
+
+    Raises:
+        MissingInputError: no such file.
+        UnreadableError: standard input is closed.
+    """
+    if name == "-" and sys.stdin is None:
+        raise UnreadableError("standard input", "a source a line", "a closed one")
+    if name != "-" and (not Path(name).exists() or Path(name).is_dir()):
+        raise MissingInputError(name, "a file with one source a line")
+    raw = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
+    return raw.decode("utf-8", "surrogateescape").replace("\r\n", "\n").replace("\r", "\n")
 
 
 def answers_to(output: str | None, queries: list[str], as_json: bool, ndjson: bool) -> str | None:
@@ -74,6 +89,27 @@ def machine(
     devices.set_threads(threads)
     with watching(quiet=quiet) as watch:
         yield Machine(device, seed, devices.budget(memory_limit), watch)
+
+
+def _own_pillow() -> None:
+    """Let hopmem itself say how large an image may be, and what is wrong with it: each in one line."""
+    from PIL import Image
+
+    Image.MAX_IMAGE_PIXELS = None  # --unpack-limit is the limit
+    warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+
+
+def unpack_limit(text: str | None) -> int:
+    """How many bytes a compressed source may unpack to: hopmem says it, and no reader beneath it.
+
+    Returns:
+        Bytes.
+    """
+    from hopmem import devices
+    from hopmem.patterns import UNPACK_LIMIT
+
+    _own_pillow()
+    return UNPACK_LIMIT if text is None else devices.size(text, "--unpack-limit")
 
 
 def draw(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:

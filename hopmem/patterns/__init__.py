@@ -3,8 +3,10 @@
 from hopmem.patterns.answers import Target, save, writing
 from hopmem.patterns.files import kind_of, load
 from hopmem.patterns.source import Form, Layout, Loaded, Reading, Skipped
+from hopmem.patterns.unpack import LIMIT as UNPACK_LIMIT
 
 __all__ = [
+    "UNPACK_LIMIT",
     "Form",
     "Layout",
     "Loaded",

@@ -1,5 +1,6 @@
 """Which writer writes answers: in the kind of the queries, whole or not at all, and as they come."""
 
+import os
 import shutil
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from hopmem.patterns.images import save_image
 from hopmem.patterns.source import Form, Layout
 from hopmem.patterns.tables import save_table
 
+LONGEST = 255  # bytes of a name that every file system takes
 Write = Callable[[slice, Tensor], None]  # which of the rows, in order, and they themselves [n, ...]
 
 
@@ -58,6 +60,23 @@ class Target:
         """Check early that no file stands in the way."""
         for path in self.files:
             refuse_overwrite(path, force=self.force)
+
+
+def _inside(target: str, name: str) -> PurePosixPath:
+    """Where below a folder the answer to a query is written.
+
+    Returns:
+        A relative path without `..`.
+
+    Raises:
+        InvalidDataError: no file can have such a name.
+    """
+    inside = PurePosixPath(*(part for part in PurePosixPath(name).parts if part.strip("/") not in {"", ".."}))
+    if not inside.stem.strip(".") or inside.name == ".png" or "\0" in name:
+        raise InvalidDataError(target, "a name for each answer that a file can have", repr(name))
+    if max(len(os.fsencode(part)) for part in inside.parts) > LONGEST:
+        raise InvalidDataError(target, f"a name of at most {LONGEST} bytes for each answer", repr(name))
+    return inside
 
 
 @contextmanager
@@ -125,7 +144,7 @@ def targets(target: str, kind: str, form: Form, names: Sequence[str]) -> list[Pa
         One path, or one for each query of a folder, all below it; none for standard output.
 
     Raises:
-        InvalidDataError: two queries would write one file.
+        InvalidDataError: two queries would write one file, or one whose name no file can have.
     """
     if target == "-":
         return []
@@ -134,14 +153,15 @@ def targets(target: str, kind: str, form: Form, names: Sequence[str]) -> list[Pa
     names = [image.name for image in form.images] or [f"{name}.png" for name in names]
     seen: dict[PurePosixPath, str] = {}
     for name in names:
-        inside = PurePosixPath(*(part for part in PurePosixPath(name).parts if part.strip("/") not in {"", ".."}))
-        if not inside.name:
-            raise InvalidDataError(target, "a name for each answer", repr(name))
+        inside = _inside(target, name)
         if inside in seen:
             raise InvalidDataError(
                 target, "a file for each query", f"{name!r} and {seen[inside]!r}, which would write one"
             )
         seen[inside] = name
+    for inside, name in seen.items():
+        for above in set(inside.parents) & set(seen):
+            raise InvalidDataError(target, "a file for each query", f"{seen[above]!r}, a folder of {name!r}")
     return [Path(target, inside) for inside in seen]
 
 

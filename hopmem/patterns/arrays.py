@@ -1,6 +1,7 @@
 """Arrays on disk: .npy, .npz, .safetensors, .pt and idx/ubyte, read without ever unpickling, and written."""
 
 import gzip
+import lzma
 import math
 import pickle
 import struct
@@ -21,9 +22,16 @@ from torch import Tensor
 
 from hopmem.errors import InvalidDataError, UnreadableError
 from hopmem.patterns.source import Form, Loaded, Reading, guess_layout, pixel_scale
+from hopmem.patterns.unpack import Stream, allow, unpacked
 
 IDX_TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 GZIP_MAGIC, NPY_MAGIC, ZIP_MAGIC, PICKLE_MAGIC = b"\x1f\x8b", b"\x93NUMPY", b"PK", b"\x80"
+COMPUTED = frozenset({
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+})  # fmt: skip
+WIDER = {torch.uint32: torch.int64, torch.uint64: torch.float64}  # types that torch does not compute with
+MOST_AXES = 32  # of an array: NumPy's own limit was this for long
 PICKLED = "one that needs pickle, which could run code"
 # What the readers raise at a damaged file.
 DAMAGED = (
@@ -36,6 +44,11 @@ DAMAGED = (
     TypeError,
     RuntimeError,
     SyntaxError,
+    OverflowError,
+    AssertionError,
+    RecursionError,
+    MemoryError,
+    lzma.LZMAError,
     zipfile.BadZipFile,
     zlib.error,
     tokenize.TokenError,
@@ -57,11 +70,14 @@ def load_array(path: Path, kind: str, reading: Reading) -> Loaded:
     Raises:
         InvalidDataError: no array of numbers with at least one row of at least one entry.
     """
-    array, key = _READERS[kind](path, reading.key)
+    array, key = _READERS[kind](path, reading)
+    array = array.to(WIDER.get(array.dtype, array.dtype))
     if array.ndim == 0 or array.numel() == 0:
         raise InvalidDataError(path, "an array [N, ...] with N ≥ 1 rows", f"shape {list(array.shape)}")
-    if array.is_complex():
-        raise InvalidDataError(path, "real numbers", str(array.dtype).removeprefix("torch."))
+    if array.dtype not in COMPUTED:
+        raise InvalidDataError(
+            path, "real numbers of at least 8 bits, 16 if real", str(array.dtype).removeprefix("torch.")
+        )
     shape = tuple(array.shape[1:]) or (1,)
     layout = guess_layout(shape, reading.layout)
     return Loaded(
@@ -135,7 +151,8 @@ def _tensor(path: Path, array: object) -> Tensor:
         # torch computes with no unsigned type wider than 16 bits
         array = array.astype(np.int64 if width == 4 else np.float64)
     elif width > 8 and kind == "f":
-        array = array.astype(np.float64)
+        with np.errstate(over="ignore"):  # an infinity, which is refused later by its row
+            array = array.astype(np.float64)
     elif not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))
     return torch.from_numpy(array if array.flags.c_contiguous else np.ascontiguousarray(array))
@@ -160,26 +177,30 @@ def _needs_pickle(error: Exception) -> bool:
     return any(word in str(error) for word in ("pickle", "Object arrays", "Python objects"))
 
 
-def _read_npy(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+def _read_npy(path: Path, reading: Reading) -> tuple[Tensor, str | None]:
     expected = "a NumPy .npy file"
     _begins(path, expected, NPY_MAGIC)
     try:
         # Copy-on-write, because torch warns of arrays that it could not write to.
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-    except DAMAGED as error:
+        with np.errstate(over="raise"):
+            array = np.load(path, mmap_mode="c", allow_pickle=False)
+    except (*DAMAGED, FloatingPointError) as error:
         if _needs_pickle(error):
             raise InvalidDataError(path, "an array of numbers", PICKLED) from error
         raise UnreadableError(path, expected, error) from error
     return _tensor(path, array), None
 
 
-def _read_npz(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+def _read_npz(path: Path, reading: Reading) -> tuple[Tensor, str | None]:
     expected = "a NumPy .npz file"
     _begins(path, expected, ZIP_MAGIC)
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            key = _choose(path, list(archive.files), key)
-            array = archive[key]
+        with zipfile.ZipFile(path) as archive:
+            key = _choose(path, [name.removesuffix(".npy") for name in archive.namelist()], reading.key)
+            member = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
+            allow(path, member.file_size, reading.unpack_limit)
+            with archive.open(member) as stream:
+                array = _npy_of(stream, member.file_size)
     except DAMAGED as error:
         if _needs_pickle(error):
             raise InvalidDataError(path, "an array of numbers", PICKLED) from error
@@ -187,20 +208,52 @@ def _read_npz(path: Path, key: str | None) -> tuple[Tensor, str | None]:
     return _tensor(path, array), key
 
 
-def _read_safetensors(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+def _npy_of(stream: Stream, size: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
+    """The array of a `.npy` that can't be mapped.
+
+    Args:
+        stream: its bytes.
+        size: how many.
+
+    Returns:
+        The array.
+
+    Raises:
+        ValueError: no such file, one of another size than it says, or one of objects.
+    """
+    version = np.lib.format.read_magic(stream)
+    header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in header:
+        raise ValueError(f"version {version} of the format")
+    shape, fortran, dtype = header[version](stream)
+    if dtype.hasobject:
+        raise ValueError("Object arrays")
+    wanted = math.prod(shape) * dtype.itemsize
+    raw = unpacked(stream, size)[:wanted]
+    if len(raw) < wanted:
+        raise ValueError(f"{len(raw)} bytes for shape {list(shape)}")
+    flat = raw.view(dtype) if dtype.itemsize and wanted else np.empty(math.prod(shape), dtype)
+    return flat.reshape(shape, order="F" if fortran else "C")
+
+
+def _read_safetensors(path: Path, reading: Reading) -> tuple[Tensor, str | None]:
     try:
         with open_safetensors(path, framework="pt") as file:
-            key = _choose(path, list(file.keys()), key)
+            key = _choose(path, list(file.keys()), reading.key)
             tensor: Tensor = file.get_tensor(key)
             return tensor, key
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, *DAMAGED) as error:
         raise UnreadableError(path, "a safetensors file", error) from error
 
 
-def _read_pt(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+def _read_pt(path: Path, reading: Reading) -> tuple[Tensor, str | None]:
     expected = "a torch file"
     _begins(path, expected, ZIP_MAGIC, PICKLE_MAGIC)
     try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                allow(path, sum(member.file_size for member in archive.infolist()), reading.unpack_limit)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of old pickle protocols, which are read as safely
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -212,36 +265,59 @@ def _read_pt(path: Path, key: str | None) -> tuple[Tensor, str | None]:
         raise UnreadableError(path, expected, error) from error
     if isinstance(content, dict):
         content = {str(name): each for name, each in content.items()}
-        key = _choose(path, list(content), key)
+        key = _choose(path, list(content), reading.key)
         content = content[key]
     else:
         key = None
-    if not isinstance(content, Tensor) or content.layout != torch.strided:
+    if not isinstance(content, Tensor) or not _is_plain(content):
         raise InvalidDataError(path, "a dense tensor", type(content).__name__)
     return content.detach(), key
 
 
-def _read_idx(path: Path, key: str | None) -> tuple[Tensor, str | None]:
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether each entry of a tensor is a number in memory of its own.
+
+    Returns:
+        False for the sparse, the nested, the quantised, and for one number that says it is many.
+    """
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        return False
+    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+
+
+def _read_idx(path: Path, reading: Reading) -> tuple[Tensor, str | None]:
     try:
         with path.open("rb") as plain:
-            opener = gzip.open if plain.read(2) == GZIP_MAGIC else open
-        with opener(path, "rb") as file:
-            raw = file.read()
+            zipped = plain.read(2) == GZIP_MAGIC
+        with gzip.open(path, "rb") if zipped else path.open("rb") as file:
+            shape, dtype = _idx_header(path, file)
+            size = math.prod(shape) * dtype.itemsize
+            allow(path, size, reading.unpack_limit if zipped else size)
+            raw = unpacked(file, size + 1) if zipped else np.memmap(path, np.uint8, "c")[file.tell() :]
     except DAMAGED as error:
         raise UnreadableError(path, "an idx file", error) from error
-    if len(raw) < 4 or raw[:2] != b"\0\0" or raw[2] not in IDX_TYPES or len(raw) < 4 + 4 * raw[3]:
-        raise UnreadableError(
-            path, "an idx file (two zero bytes, a type, the number of axes)", raw[:4].hex(" ") or "nothing"
-        )
-    axes, dtype = raw[3], np.dtype(IDX_TYPES[raw[2]])
-    shape = struct.unpack(f">{axes}I", raw[4 : 4 + 4 * axes])
-    body = len(raw) - 4 - 4 * axes
-    if body != math.prod(shape) * dtype.itemsize:
-        raise UnreadableError(
-            path, f"{math.prod(shape) * dtype.itemsize} bytes for shape {list(shape)}", f"{body} bytes"
-        )
-    array = np.frombuffer(raw, dtype, offset=4 + 4 * axes).reshape(shape)
-    return _tensor(path, array.astype(dtype.newbyteorder("="))), None
+    if len(raw) != size:
+        found = f"{len(raw)} bytes" if len(raw) < size else "more"
+        raise UnreadableError(path, f"{size} bytes for shape {list(shape)}", found)
+    return _tensor(path, raw.view(dtype).reshape(shape)), None
+
+
+def _idx_header(path: Path, file: Stream) -> "tuple[tuple[int, ...], np.dtype[np.generic]]":
+    """Read what stands before the numbers.
+
+    Returns:
+        Shape and type.
+
+    Raises:
+        UnreadableError: no idx file.
+    """
+    start = file.read(4)
+    axes = start[3] if len(start) == 4 else 0
+    rest = file.read(4 * axes)
+    if start[:2] != b"\0\0" or len(start) < 4 or start[2] not in IDX_TYPES or len(rest) < 4 * axes or axes > MOST_AXES:
+        found = start.hex(" ") or "nothing"
+        raise UnreadableError(path, "an idx file (two zero bytes, a type, the number of axes)", found)
+    return struct.unpack(f">{axes}I", rest), np.dtype(IDX_TYPES[start[2]])
 
 
 def _save_idx(path: Path, array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from hopmem.errors import InvalidDataError, MissingInputError, UnreadableError, UsageError
+from hopmem.errors import HopmemError, InvalidDataError, MissingInputError, UnreadableError, UsageError
 from hopmem.patterns.arrays import load_array
 from hopmem.patterns.images import find_images, load_images
 from hopmem.patterns.source import IMAGE_SUFFIXES, Loaded, Reading, Skipped, safe_name
@@ -78,7 +78,10 @@ def load(sources: Sequence[str], reading: Reading, first: int = 0) -> Loaded:
 
     Raises:
         InvalidDataError: the sources differ in shape.
+        UsageError: a source without a name.
     """
+    if "" in sources:
+        raise UsageError("expected the name of a file or a folder, found an empty one")
     several = sum(Path(source).is_dir() for source in sources) > 1
     parts: list[Loaded] = []
     for group in _groups(sources):
@@ -142,6 +145,8 @@ def _load_group(group: list[str], reading: Reading, *, prefix: bool) -> Loaded:
         )
     if not path.exists():
         raise MissingInputError(path, EXPECTED)
+    if not path.is_file():
+        raise UnreadableError(path, "a file (- is standard input)", "a pipe or a device")
     if kind is None:
         raise UnreadableError(
             path, EXPECTED, f"the suffix {path.suffix!r}" if path.suffix else "a name without a suffix"
@@ -160,9 +165,13 @@ def _load_stdin(reading: Reading) -> Loaded:
         Its rows.
 
     Raises:
+        HopmemError: what came can't be used.
         InvalidDataError: nothing came.
+        UnreadableError: it is closed.
         UsageError: the kind is neither given nor plain from the first bytes.
     """
+    if sys.stdin is None:
+        raise UnreadableError("standard input", "data", "a closed one")
     raw = sys.stdin.buffer.read()
     if not raw:
         raise InvalidDataError("standard input", "data", "nothing")
@@ -174,9 +183,13 @@ def _load_stdin(reading: Reading) -> Loaded:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"stdin{SUFFIXES[kind]}")
         path.write_bytes(raw)
-        return (
-            load_images([path], ["stdin.png"], "image", reading) if kind == "image" else _load_file(path, kind, reading)
-        )
+        try:
+            if kind == "image":
+                return load_images([path], ["stdin.png"], "image", reading)
+            return _load_file(path, kind, reading)
+        except HopmemError as error:
+            error.args = (str(error).replace(str(path), "standard input"),)
+            raise
 
 
 def _checked(loaded: Loaded, source: str, reading: Reading) -> Loaded:
@@ -210,11 +223,15 @@ def _checked(loaded: Loaded, source: str, reading: Reading) -> Loaded:
     first = min(bad)
     if reading.on_bad == "error" or len(bad) == len(stored):
         raise InvalidDataError(
-            f"{source}, row {loaded.row_names[first]}", "finite numbers (or --on-bad skip)", bad[first]
+            f"{source}, row {loaded.row_names[first]}",
+            "finite numbers" + (" (or --on-bad skip)" if reading.on_bad == "error" else " in one row at least"),
+            bad[first],
         )
     good = torch.tensor([row for row in range(len(stored)) if row not in bad])
     names = loaded.row_names
-    return loaded.take(good, [Skipped(names[row], f"holds {found}") for row, found in bad.items()])
+    return loaded.take(
+        good, [Skipped(names[row], f"{source}, row {names[row]}: {found}") for row, found in bad.items()]
+    )
 
 
 def _joined(parts: list[Loaded]) -> Loaded:

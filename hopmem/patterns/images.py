@@ -3,24 +3,30 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 from torch import Tensor
 
 from hopmem.errors import HopmemError, InvalidDataError, MissingInputError, UnreadableError
 from hopmem.patterns.source import IMAGE_SUFFIXES, Form, ImageForm, Loaded, Reading, Skipped
+from hopmem.patterns.unpack import allow
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 GREY = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 DEEP = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})  # Pillow opens 16-bit files in one of these
 WORTH_A_THREAD = 1 << 14  # pixels from which decoding takes longer than what Python does around it
+BYTES_OF_A_PIXEL = 4  # as Pillow holds it
 ORIENTATION, TURNED = 0x0112, frozenset({5, 6, 7, 8})  # the EXIF tag, and its values that swap width and height
-UNREADABLE = (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, OverflowError, EOFError, UnidentifiedImageError, Image.DecompressionBombError
+)  # fmt: skip
+PLUGINS = (TiffImagePlugin, WebPImagePlugin)  # or Pillow would load all of its plugins to find these two
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")  # for some others Pillow runs a program
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,7 @@ def load_images(files: Sequence[Path], names: Sequence[str], kind: str, reading:
         layout="HW" if target.mode == "L" else "HWC",
         names=tuple(names),
         known=_known(masks, rows.shape) if masks and reading.partial else None,
-        notes=_transparency_note(len(masks), len(files)) if masks and not reading.partial else (),
+        notes=_notes(0 if reading.partial else len(masks), sum(form.several for form in forms), len(files)),
     )
     bad = [Skipped(name, str(each)) for each, name in zip(found, names, strict=True) if isinstance(each, HopmemError)]
     if not bad:
@@ -138,7 +144,10 @@ def save_image(path: Path, pixels: Tensor, mode: str, size: tuple[int, int]) -> 
         image = image.convert("RGB") if image.mode in {"RGBA", "LA"} else image
     elif path.suffix.lower() == ".webp":
         options = {"lossless": True}
-    image.save(path, **options)
+    try:
+        image.save(path, **options)
+    except (OSError, ValueError):  # such as that a format lacks the mode; of a full disk the second try says the same
+        image.convert("L" if image.mode in GREY else "RGB").save(path, **options)
 
 
 def _refuse(error: OSError) -> None:
@@ -157,10 +166,10 @@ def _first_target(files: Sequence[Path], reading: Reading) -> tuple[Target, Path
     first: HopmemError | None = None
     for file in files:
         try:
-            with _opened(file) as image:
+            with _opened(file, reading.unpack_limit) as image:
                 width, height = _upright_size(file, image)
                 return _target([ImageForm(file.name, (width, height), image.mode)], reading), file
-        except (UnreadableError, MissingInputError) as error:
+        except (UnreadableError, MissingInputError, InvalidDataError) as error:
             first = first or error
             if reading.on_bad == "error":
                 break
@@ -237,22 +246,31 @@ def _target(forms: Sequence[ImageForm], reading: Reading, least: Target | None =
     return Target(reading.size or forms[0].size, mode, np.dtype(deep))
 
 
-def _opened(file: Path) -> Image.Image:
+def _opened(file: Path, limit: int) -> Image.Image:
     """Open an image without decoding it.
 
     Returns:
         The image.
 
     Raises:
+        HopmemError: it would unpack to more bytes than are allowed.
         MissingInputError: no such file.
         UnreadableError: no image.
     """
+    if file.exists() and not file.is_file():
+        raise UnreadableError(file, "an image", "a folder, a pipe or a device")
     try:
-        return Image.open(file)
+        image = Image.open(file, formats=FORMATS)
     except FileNotFoundError as error:
         raise MissingInputError(file, "an image") from error
     except UNREADABLE as error:
         raise UnreadableError(file, "an image", _reason(error)) from error
+    try:
+        allow(file, image.width * image.height * BYTES_OF_A_PIXEL, limit)
+    except HopmemError:
+        image.close()
+        raise
+    return image
 
 
 def _reason(error: Exception) -> str:
@@ -273,7 +291,7 @@ def _decode(
         UnreadableError: cut short, or damaged.
     """
     try:
-        with _opened(file) as opened:
+        with _opened(file, reading.unpack_limit) as opened:
             mode, image = opened.mode, ImageOps.exif_transpose(opened)
             form = ImageForm(name, image.size, mode)
             if not reading.size and form.size != target.size:
@@ -282,7 +300,7 @@ def _decode(
             if not target.holds(form):
                 return form, None, None
             alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-            image = _in_mode(image, target)
+            image, form = _in_mode(image, target), replace(form, several=_goes_on(opened))
             pixels = _pixels(_resized(image, target.size), target, deep=image.mode in DEEP)
             if alpha is None:
                 return form, pixels, None
@@ -293,6 +311,21 @@ def _decode(
             return form, pixels, np.asarray(seen) >= 254
     except UNREADABLE as error:
         raise UnreadableError(file, "a whole image", _reason(error)) from error
+
+
+def _goes_on(image: Image.Image) -> bool:
+    """Whether another picture follows in the file, as in a film or a document.
+
+    Returns:
+        False of the second pictures that phones and cameras put beside a photo.
+    """
+    if image.format in {"JPEG", "MPO"}:
+        return False
+    try:
+        image.seek(1)
+    except (*UNREADABLE, AttributeError, KeyError):  # the end, or a damaged one
+        return False
+    return True
 
 
 def _in_mode(image: Image.Image, target: Target) -> Image.Image:
@@ -345,5 +378,12 @@ def _known(masks: dict[int, Pixels], shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(known.reshape(len(known), -1))
 
 
-def _transparency_note(count: int, total: int) -> tuple[str, ...]:
-    return (f"{count} of {total} images have transparent pixels; the colours beneath them were stored",)
+def _notes(transparent: int, several: int, total: int) -> tuple[str, ...]:
+    """What was left out of images.
+
+    Returns:
+        Sentences.
+    """
+    notes = [f"{transparent} of {total} images have transparent pixels; the colours beneath them were stored"]
+    more = [f"{several} of {total} files hold several images; the first of each was read"]
+    return tuple((notes if transparent else []) + (more if several else []))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hopmem.errors import UsageError
+from hopmem.patterns.unpack import LIMIT
 
 Layout = Literal["HW", "HWC", "CHW"]
 IMAGE_SUFFIXES = frozenset(
@@ -26,6 +27,7 @@ class Reading:
     size: tuple[int, int] | None = None  # (width, height) that images are resized to
     mode: str | None = None  # L or RGB, that images are converted to
     on_bad: Literal["error", "skip"] = "error"  # what an unusable row or image does
+    unpack_limit: int = LIMIT  # bytes that a compressed file or an image may unpack to
     partial: bool = False  # NaN and transparent pixels are unknown entries (queries), not mistakes (patterns)
 
 
@@ -44,6 +46,7 @@ class ImageForm:
     name: str  # POSIX path below the source
     size: tuple[int, int]  # (width, height) as seen, before any resizing
     mode: str  # Pillow's mode
+    several: bool = False  # whether more pictures follow the first in the file
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from array import array
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hopmem.errors import InvalidDataError, UnreadableError
+from hopmem.errors import InvalidDataError, UnreadableError, one_line
 from hopmem.patterns.source import Form, Loaded, Reading, Skipped
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
@@ -103,18 +104,33 @@ class _Table:
             shape=(stored.shape[1],),
             form=Form(self.kind, header=self.header, id_column=self.id_column),
             names=tuple(self.names) or None,
+            notes=self._doubts(),
             numbers=tuple(self.numbers) if self.skipped else None,
             skipped=tuple(self.skipped),
         )
+
+    def _doubts(self) -> tuple[str, ...]:
+        """Say so where a row of numbers, but for a few cells, was taken for the header.
+
+        Returns:
+            At most one note.
+        """
+        words = [cell for cell in self.header or () if not _is_number(cell)]
+        if self.id_column is not None or not self.header or 2 * len(words) > len(self.header):
+            return ()
+        return (f"{self.path}, line 1 is taken for a header, since {one_line(words[0])!r} is no number",)
 
 
 def save_table(path: Path, kind: str, answers: Tensor, form: Form, names: list[str]) -> None:
     """Write rows [N, ...] as a table, with the header and the id column that the queries had."""
     rows = answers.reshape(len(answers), -1)
+    rows = rows.to(torch.uint8) if rows.dtype == torch.bool else rows
     digits = repr if answers.dtype == torch.float64 or not answers.is_floating_point() else "{:.9g}".format
     width = rows.shape[1] + (form.id_column is not None)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter=DELIMITERS[kind], lineterminator="\n")
+        # The writer of Python 3.11 leaves a carriage return in a name bare, which ends the line for every reader.
+        quoting: Literal[0, 1] = csv.QUOTE_ALL if any("\r" in name for name in names) else csv.QUOTE_MINIMAL
+        writer = csv.writer(file, delimiter=DELIMITERS[kind], lineterminator="\n", quoting=quoting)
         if form.header and len(form.header) == width:
             writer.writerow(form.header)
         for name, row in zip(names, rows, strict=True):
@@ -129,11 +145,17 @@ def _rows(path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
 
     Yields:
         Line numbers from 1, and their cells.
+
+    Raises:
+        Error: quotes that do not close, or a cell of more than 131,072 characters.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, delimiter=DELIMITERS[kind], strict=True)
-        for row in reader:
-            yield reader.line_num, [cell.strip() for cell in row]
+        try:
+            for row in reader:
+                yield reader.line_num, [cell.strip() for cell in row]
+        except csv.Error as error:
+            raise csv.Error(f"line {reader.line_num}: {error}") from error
 
 
 def _is_number(cell: str) -> bool:
@@ -144,6 +166,10 @@ def _is_number(cell: str) -> bool:
     return True
 
 
+def _is_place(column: str) -> bool:
+    return column.isascii() and column.isdecimal() and len(column) < 10
+
+
 def _header(first: list[str], id_column: str | None) -> tuple[str, ...] | None:
     """The first row, where it holds a cell that is no number and is no name of a row either.
 
@@ -151,7 +177,7 @@ def _header(first: list[str], id_column: str | None) -> tuple[str, ...] | None:
         The header's cells, or None.
     """
     words = [place for place, cell in enumerate(first) if not _is_number(cell)]
-    if id_column is not None and id_column.isdigit() and id_column not in first:
+    if id_column is not None and id_column not in first and _is_place(id_column):
         words = [place for place in words if place != int(id_column)]
     return tuple(first) if words else None
 
@@ -169,7 +195,7 @@ def _id_column(path: Path, header: tuple[str, ...] | None, width: int, wanted: s
         return None
     if header and wanted in header:
         return header.index(wanted)
-    if wanted.isdigit() and int(wanted) < width:
+    if _is_place(wanted) and int(wanted) < width:
         return int(wanted)
     found = ", ".join(islice(header, 8)) if header else f"{width} columns without a header"
     raise InvalidDataError(path, f"a column {wanted!r}", found)

@@ -42,7 +42,7 @@ def read_queries(
     shape = loaded.part(slice(0, 1)).in_layout(bank.layout).shape
     if shape != bank.shape and 1 not in {len(shape), len(bank.shape)}:
         raise InvalidDataError(queries[0], f"rows of shape {list(bank.shape)} as in the bank", list(shape))
-    known = _known(loaded, mask, missing, bank)
+    known = _known(loaded, mask, missing, Reading(size=bank.resized, unpack_limit=reading.unpack_limit))
     loaded = replace(loaded, known=known)
     if known is None:
         return loaded
@@ -53,10 +53,12 @@ def read_queries(
     if reading.on_bad == "error" or len(empty) == len(known):
         raise InvalidDataError(f"{queries[0]}, query {names[empty[0]]}", "at least one known entry", "none")
     kept = known.any(1).nonzero()[:, 0]
-    return loaded.take(kept, [Skipped(names[row], "no entry is known") for row in empty])
+    return loaded.take(
+        kept, [Skipped(names[row], f"{queries[0]}, query {names[row]}: no entry is known") for row in empty]
+    )
 
 
-def _known(loaded: Loaded, mask: str | None, missing: float | None, bank: MemoryBank) -> Tensor | None:
+def _known(loaded: Loaded, mask: str | None, missing: float | None, reading: Reading) -> Tensor | None:
     """Which entries are known, by the file, by a value that marks those that are not, and by a mask.
 
     Returns:
@@ -66,12 +68,12 @@ def _known(loaded: Loaded, mask: str | None, missing: float | None, bank: Memory
     if missing is not None:
         known = (loaded.stored != missing) & (True if known is None else known)
     if mask is not None:
-        seen = ~_hidden(mask, loaded, bank.resized).expand(loaded.stored.shape)
+        seen = ~_hidden(mask, loaded, reading).expand(loaded.stored.shape)
         known = seen & (True if known is None else known)
     return None if known is None or bool(known.all()) else known
 
 
-def _hidden(mask: str, loaded: Loaded, size: tuple[int, int] | None) -> Tensor:
+def _hidden(mask: str, loaded: Loaded, reading: Reading) -> Tensor:
     """Which entries a mask hides; a grey mask hides all channels of a pixel, masks named as the queries go by name.
 
     Returns:
@@ -81,7 +83,7 @@ def _hidden(mask: str, loaded: Loaded, size: tuple[int, int] | None) -> Tensor:
         InvalidDataError: a mask of another shape.
     """
     B, d = loaded.stored.shape
-    hiding = load([mask], Reading(size=size))
+    hiding = load([mask], reading)
     rows = hiding.stored
     if loaded.form.images and sorted(hiding.row_names) == sorted(loaded.row_names):
         place = {name: row for row, name in enumerate(hiding.row_names)}

@@ -1,5 +1,6 @@
 """Answers as the queries were: their kind of file, their units, their type and their layout."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -31,12 +32,30 @@ def target_of(output: str, read: Loaded, bank: MemoryBank, *, force: bool) -> Ta
     elif kind in PICTURES:
         dtype, scale, shape, layout = bank.patterns.dtype, bank.scale, bank.shape, bank.layout
     else:
-        dtype, scale, shape, layout = read.stored.dtype, query_scale(read, bank), read.shape, read.layout
-        if bank.patterns.is_floating_point() and not dtype.is_floating_point:
-            dtype = torch.float32  # a mean of real patterns is no whole number
+        scale, shape, layout = query_scale(read, bank), read.shape, read.layout
+        dtype = _type_of(read.stored.dtype, scale, bank)
     if kind in PICTURES:  # pixels keep their full precision until they are written, in the depth of each file
         dtype, scale = torch.float32, 1.0
     return Target(output, kind, (len(read.stored), *shape), dtype, read.form, read.row_names, layout, scale, force)
+
+
+def _type_of(asked: torch.dtype, scale: float, bank: MemoryBank) -> torch.dtype:
+    """The type of the queries, or a wider one where that can't hold the patterns.
+
+    Returns:
+        The type that answers are written in.
+    """
+    stored = bank.patterns
+    if stored.is_floating_point() and not asked.is_floating_point:
+        asked = torch.float32  # a mean of real patterns is no whole number
+    if asked in {stored.dtype, torch.bool}:
+        return asked
+    low, high = (float(end) * bank.scale / scale for end in stored.aminmax())
+    for dtype in (asked, stored.dtype, torch.float32):
+        limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+        if limits.min <= low and high <= limits.max:
+            return dtype
+    return torch.float64
 
 
 def as_asked(patterns: Tensor, target: Target, bank: MemoryBank) -> Tensor:
@@ -104,5 +123,6 @@ def _in_units(patterns: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
         return values > 0.5
     if not dtype.is_floating_point:
         limits = torch.iinfo(dtype)
-        values = values.round().clamp(limits.min, limits.max)
+        top = min(limits.max, math.nextafter(2.0**63, 0))  # the largest of 64 bits is none of float64
+        values = values.round().clamp(limits.min, top)
     return values.to(dtype)

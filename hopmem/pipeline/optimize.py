@@ -11,7 +11,7 @@ from hopmem.bank import MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
 from hopmem.lock import writing
-from hopmem.patterns import Loaded, Reading, load
+from hopmem.patterns import UNPACK_LIMIT, Loaded, Reading, load
 from hopmem.pipeline.checkpoint import checkpoint_of, interruptible
 from hopmem.pipeline.inspect import remember
 from hopmem.pipeline.outcome import Machine, Outcome
@@ -30,6 +30,7 @@ def optimize(
     *,
     noise_from: str | None = None,
     clean_from: str | None = None,
+    unpack_limit: int = UNPACK_LIMIT,
     time_limit: float | None = None,
     resume: bool = False,
     given: frozenset[str] = frozenset(),
@@ -44,6 +45,7 @@ def optimize(
         machine: what the work runs on.
         noise_from: a source of corrupted rows, instead of a noise model.
         clean_from: the source of the clean rows that belong to them, by name or row by row.
+        unpack_limit: bytes that each of them may unpack to.
         time_limit: seconds after which the best so far is taken.
         resume: go on with an interrupted run.
         given: the options of the task that were asked for: an interrupted run must have had them, too.
@@ -57,7 +59,7 @@ def optimize(
     device, course = str(resolve(machine.device)), Course(machine.watch)
     with memory_errors(), writing(Path(output or bank_path)), interruptible() as interrupted:
         bank = MemoryBank.load(bank_path)
-        pairs, notes = _pairs(noise_from, clean_from, bank)
+        pairs, notes = _pairs(noise_from, clean_from, bank, unpack_limit)
         seed = bank.seed if machine.seed is None else machine.seed
         checkpoint = checkpoint_of(Path(output or bank_path), bank, task, pairs, seed)
         checkpoint = checkpoint.resumed(given, machine.seed) if resume else checkpoint
@@ -106,7 +108,9 @@ def _unfinished(found: Stopped, interrupted: int) -> list[str]:
     return [f"{why}: the best map so far is taken; --resume goes on from here"]
 
 
-def _pairs(noisy: str | None, clean: str | None, bank: MemoryBank) -> tuple[tuple[Tensor, Tensor] | None, list[str]]:
+def _pairs(
+    noisy: str | None, clean: str | None, bank: MemoryBank, limit: int
+) -> tuple[tuple[Tensor, Tensor] | None, list[str]]:
     """Read pairs of corrupted and clean rows.
 
     Returns:
@@ -121,7 +125,7 @@ def _pairs(noisy: str | None, clean: str | None, bank: MemoryBank) -> tuple[tupl
     if noisy is None or clean is None:
         lacking = "--noise-from" if noisy is None else "--clean-from"
         raise UsageError(f"expected --noise-from and --clean-from together, found no {lacking}")
-    reading = fitting(Reading(partial=True), bank)
+    reading = fitting(Reading(partial=True, unpack_limit=limit), bank)
     left, right = load([noisy], reading), load([clean], replace(reading, partial=False))
     for source, loaded in ((noisy, left), (clean, right)):
         if loaded.stored.shape[1] != bank.dimension:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hopmem.atomic import refuse_overwrite
+from hopmem.atomic import refuse_itself, refuse_overwrite
 from hopmem.bank import SAME, VALIDATED, MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
@@ -60,6 +60,7 @@ def store(
     path = Path(output)
     if values is not None and reading.on_bad == "skip":
         raise UsageError("--values: expected --on-bad error, since a row that is skipped would lose its partner")
+    refuse_itself(output, [*sources, *([] if values is None else [values])])
     if not append and not dry_run:
         refuse_overwrite(path, force=force)
     with memory_errors(), nullcontext() if dry_run else writing(path):
