@@ -45,6 +45,9 @@ def resolve(name: str) -> "torch.device":
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(kind, 1)
     if int(number or 0) >= count:
         raise DeviceError(f"--device {name[:40]}: expected a device that torch can use, found {count} of type {kind}")
+    if kind == "cuda":  # what rounds products to fewer digits than float32 has
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     return torch.device(name)
 
 

@@ -15,16 +15,17 @@ from torch import Tensor
 from hopmem.bank import file
 from hopmem.bank.learning import Learning, learning_of
 from hopmem.bank.rows import as_rows
-from hopmem.bank.tuning import SAME, Tuning, tune
+from hopmem.bank.tuning import EQUAL, SAME, Tuning, tune
 from hopmem.errors import BankError, InvalidDataError
 from hopmem.lock import writing
 from hopmem.model.gram import Progress
-from hopmem.model.kernel import FeatureMap, Features, Patterns, small_blocks
+from hopmem.model.kernel import Exactly, FeatureMap, Features, Patterns, small_blocks
 from hopmem.model.separation import nearest_delta
 
 Layout = Literal["HW", "HWC", "CHW"]  # which axes of a pattern are an image's
 CPU = torch.device("cpu")
 SKETCH = 64  # entries by which most patterns differ already
+MOST_EXACT = 2000  # memories that are measured in float64 where float32 tells nothing
 MEASURED = 20_000  # memories up to which β auto looks at every pair; beyond, at as many pairs with a sample
 
 
@@ -163,12 +164,18 @@ class MemoryBank:
         if len(self) > MEASURED:
             draw = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed))
             sample = draw[: MEASURED * MEASURED // len(self) // 2].sort().values
-        delta = nearest_delta(self.memory(device), sample, block, progress)
+        memory, same = self.memory(device), SAME
+        delta = nearest_delta(memory, sample, block, progress)
         if not bool((delta > SAME).any()) and sample is None and len(distinct := self.distinct) > 1:
             # Every pattern has a copy: what sets the different ones apart is measured between them.
             once = replace(self.rows(device), stored=self.patterns[distinct])
-            delta = nearest_delta(Features(once, self._phi.to(device)), None, block)
-        return self.noting(tuning=tune(delta, len(self), sampled=sample is not None))
+            memory = Features(once, self._phi.to(device))
+            delta = nearest_delta(memory, None, block)
+        if not bool((delta > SAME).any()):  # an offset that all share, say, beside which float32 loses what differs
+            few = torch.arange(len(memory)) if sample is None else sample
+            few = few[:: -(-len(few) // MOST_EXACT)]
+            delta, same = nearest_delta(Exactly(memory), few, max(16, block // 2), progress), EQUAL
+        return self.noting(tuning=tune(delta, len(self), sampled=len(delta) < len(memory), same=same))
 
     def noting(self, **facts: Any) -> "MemoryBank":
         """The same patterns and the same map with other facts beside them; what was worked out for them stays.

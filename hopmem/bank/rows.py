@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hopmem.errors import InvalidDataError
+from hopmem.model.kernel import LARGEST
 
 
 def as_rows(X: Any, where: str, *, partial: bool = False) -> Tensor:
@@ -29,13 +30,13 @@ def as_rows(X: Any, where: str, *, partial: bool = False) -> Tensor:
     if rows.ndim == 0 or rows.numel() == 0 or rows.is_complex():
         raise InvalidDataError(where, "real numbers [N, ...], N ≥ 1", f"{rows.dtype} of shape {list(rows.shape)}")
     finite = rows.isfinite()
-    if rows.dtype == torch.float64:
-        finite &= rows.abs() <= torch.finfo(torch.float32).max
+    if rows.dtype in {torch.float64, torch.float32, torch.bfloat16}:
+        finite &= rows.abs() <= LARGEST
     if bool(finite.all()):
         return rows
     usable = finite | rows.isnan() if partial else finite
     if not bool(usable.all()):
         bad = int((~usable.reshape(len(rows), -1)).any(1).nonzero()[0, 0])
         found = "an infinity, or more" if partial else "NaN, an infinity, or more"
-        raise InvalidDataError(f"{where}, row {bad}", "finite numbers that float32 can hold", found)
+        raise InvalidDataError(f"{where}, row {bad}", f"finite numbers up to {LARGEST:g}", found)
     return rows

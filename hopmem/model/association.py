@@ -87,7 +87,8 @@ def _seen(coarse: Sieve, t: float, k: int, how: Weighing) -> tuple[Tensor, Tenso
     def within(reaches: Tensor) -> Tensor:
         return (coarse.top >= coarse.floor(reaches, k)).sum(0) * coarse.group
 
-    M, reaches = coarse.group * len(coarse.top), torch.full_like(coarse.slack, t)
+    largest = torch.finfo(coarse.slack.dtype).max
+    M, reaches = coarse.group * len(coarse.top), torch.full_like(coarse.slack, min(t, largest))
     most = max(FEW, 2 * k * coarse.group, M // SHARE)
     seen = within(reaches)
     if how.alpha > 1 and math.isfinite(t) and bool((seen > most).any()):

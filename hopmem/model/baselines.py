@@ -178,7 +178,7 @@ def scored(baseline: Baseline, X: Tensor, memory: Features, budget: int) -> Iter
     unknown = X.isnan()
     partial = bool(unknown.any())
     X = X.masked_fill(unknown, 0)
-    for rows in query_blocks(len(X), len(memory), 2.0, budget):
+    for rows in query_blocks(len(X), len(memory), budget):
         yield rows, baseline.scores(X[rows], ~unknown[rows] if partial else None, memory, budget)
 
 

@@ -19,13 +19,14 @@ from hopmem.model.passes import Scores, fused
 from hopmem.model.picks import BYTES, Picks
 from hopmem.model.scan import RowBlocks, combine, memory_rows, query_blocks, top_scores
 from hopmem.model.sieve import Sieve, group_size
-from hopmem.model.weighing import SHARP, VISIBLE, Association, Weighing
+from hopmem.model.weighing import VISIBLE, Association, Weighing
 
 MOST_READINGS = 8  # blocks of states that are each held with all their weights: as many passes are cheaper beyond
 CROWD = 100  # groups beside the k best: as many as can hold visible weights, or as rounding may put in another order
 KEPT_BYTES, FEWEST_KEPT = 8, 8  # for each score that is kept, with the blocks around it; and states worth keeping them
 BLUR = 5e-6  # of the width of the support: as much may rounding move a score there,
 ROUNDED = 2.0**-22  # which is so much of the length of a state
+FEWEST = 16  # memories that are ranked at a time, at least
 HELD_BYTES = 80  # for each weight of a state that is held, with the temporaries of entmax
 
 Passes = Exponents | Picks
@@ -50,7 +51,7 @@ def broad(
     if how.alpha == 1:
         yield slice(0, b), streamed(Y, memory, how, first, width)
         return
-    parts = list(query_blocks(b, M, how.alpha, how.budget))
+    parts = list(query_blocks(b, M, how.budget))
     if len(parts) <= MOST_READINGS and how.budget >= HELD_BYTES * M:
         for part in parts:
             yield part, dense(Y[part], memory, how)
@@ -67,20 +68,19 @@ def streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width
     Returns:
         The association.
     """
-    scores = Scores.within((Y if how.beta > SHARP else Y.float()).T, memory, width, how.budget)
-    mixed, total, top = fused(scores, how.beta, first, width)
+    scores = Scores.within((Y if how.sharp else Y.float()).T, memory, width, how.budget)
+    mixed, total, top = fused(scores, how, first, width)
     seen = Sieve(top, group_size(len(memory)), _usual(Y))
     below = (-math.log(VISIBLE) - total.log()).clamp_min(0) / max(how.beta, torch.finfo(total.dtype).tiny)
     k = min(max(2, how.top), len(memory))  # the runner-up says how far ahead the best is
     floor = torch.minimum(seen.floor(0.0, k), seen.floor(0.0) - below.float())
-    matter = _best_groups(top, floor, 2 * k + CROWD)
-    index, S = rescored(Y, memory, seen.group, matter, floor, how)
+    index, S = _best(Y, memory, top, floor, k, how)
     P = (how.beta * (S - S[:, :1])).exp() / total[:, None]
 
     def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
         if rows_of is first:
             return mixed[some].double()
-        return fused(scores.of(some), how.beta, rows_of, n)[0].double()
+        return fused(scores.of(some), how, rows_of, n)[0].double()
 
     return Association(index, P, (P > VISIBLE).sum(1), total.log() + how.beta * S[:, 0], S[:, 0], mix)
 
@@ -98,7 +98,7 @@ def dense(Y: Tensor, memory: Features, how: Weighing) -> Association:
     index = top_scores(S, min(max(2, how.top), len(memory)))
 
     def mix(rows_of: RowBlocks, width: int, some: Tensor) -> Tensor:
-        return combine(P[some].float(), rows_of, width, how.budget).double()
+        return combine(P[some] if how.loud else P[some].float(), rows_of, width, how.budget).double()
 
     free = conjugate(how.beta * S, P, how.alpha)
     return Association(index, P.gather(1, index), (P > 0).sum(1), free, S.amax(1), mix)
@@ -190,9 +190,8 @@ def _weighed(
     power = (total + (how.alpha - 1) * factor[:, 0] * sums.inner) / total**how.alpha
     free = how.beta * peak + sums.inner / total + (1 - power) / (how.alpha * (how.alpha - 1))
     k = min(max(2, how.top), len(memory))
-    group = group_size(len(memory))
-    floor = Sieve(top, group, _usual(Y)).floor(0.0, k)
-    index, S = rescored(Y, memory, group, _best_groups(top, floor, 2 * k + CROWD), floor, how)
+    floor = Sieve(top, group_size(len(memory)), _usual(Y)).floor(0.0, k)
+    index, S = _best(Y, memory, top, floor, k, how)
     P = tsallis_exp(how.beta * (S - peak[:, None]) * factor, how.alpha) / total[:, None]
     threshold = peak - 1 / (how.beta * (how.alpha - 1) * factor[:, 0])
     support = sums.support.index_add_(0, sums.edge[0], _above(threshold, sums.edge, Y, memory, how.budget))
@@ -236,15 +235,49 @@ def _usual(Y: Tensor) -> Tensor:
     return usual
 
 
-def _best_groups(top: Tensor, floor: Tensor, most: int) -> Tensor:
-    """The groups above a floor, of which there may be too many where scores are tied: then the first of the best.
+def _best(Y: Tensor, memory: Features, top: Tensor, floor: Tensor, k: int, how: Weighing) -> tuple[Tensor, Tensor]:
+    """The largest scores, and which memories they are of.
+
+    Where more groups lie above the floor than the k best and a crowd, rounding can't tell which are best: a pass in
+    float64 does.
+
+    Args:
+        Y: states [b, D], float64.
+        memory: unit features of M memories.
+        top: the largest score of each group [G, b].
+        floor: scores below it are not asked for [b].
+        k: as many are named at least.
+        how: β and the budget.
 
     Returns:
-        bool [G, b].
+        Memories [b, n] and their scores in float64 [b, n], best first; where a state has fewer, −∞.
     """
-    matter = top >= floor
-    crowded = (matter.sum(0) > most).nonzero()[:, 0]
-    if len(crowded):
-        best = top[:, crowded].argsort(dim=0, descending=True, stable=True)[:most]
-        matter[:, crowded] = torch.zeros_like(matter[:, crowded]).scatter(0, best, True)
-    return matter
+    matter, most = top >= floor, 2 * k + CROWD
+    crowded = matter.sum(0) > most
+    few, many = (~crowded).nonzero()[:, 0], crowded.nonzero()[:, 0]
+    if not len(many):
+        return rescored(Y, memory, group_size(len(memory)), matter, floor, how)
+    n = min(most, len(memory))
+    index, S = Y.new_zeros(len(Y), n, dtype=torch.int64), Y.new_full((len(Y), n), -math.inf)
+    if len(few):
+        found = rescored(Y[few], memory, group_size(len(memory)), matter[:, few], floor[few], how)
+        width = min(n, found[0].shape[1])
+        index[few, :width], S[few, :width] = (part[:, :width] for part in found)
+    for part in blocks(len(many), max(1, how.budget // (HELD_BYTES * (n + FEWEST)))):
+        index[many[part]], S[many[part]] = _ranked(Y[many[part]], memory, n, how.budget)
+    return index, S
+
+
+def _ranked(Y: Tensor, memory: Features, n: int, budget: int) -> tuple[Tensor, Tensor]:
+    """The n largest scores of all, by a pass in float64; of equal scores the lowest memory comes first.
+
+    Returns:
+        Memories and scores [b, n].
+    """
+    index, S = Y.new_zeros(len(Y), 0, dtype=torch.int64), Y.new_zeros(len(Y), 0)
+    for rows in blocks(len(memory), max(FEWEST, min(8192, budget // (16 * memory.dimension + HELD_BYTES * len(Y))))):
+        number = torch.arange(rows.start, rows.stop, device=Y.device).expand(len(Y), -1)
+        scores = torch.cat([S, Y @ memory.exact(rows).T], 1)
+        order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
+        index, S = torch.cat([index, number], 1).gather(1, order), scores.gather(1, order)
+    return index, S

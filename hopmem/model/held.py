@@ -10,6 +10,8 @@ from hopmem.model.kernel import Features, blocks
 from hopmem.model.scan import RowBlocks
 from hopmem.model.weighing import VISIBLE, Association, Weighing
 
+CLOSE = 1e-6  # scores of unit features that lie closer are one to float32
+
 
 def rescored(
     Y: Tensor, memory: Features, group: int, matter: Tensor, floor: Tensor, how: Weighing
@@ -43,7 +45,24 @@ def rescored(
     for part in blocks(len(rows), max(1, how.budget // (32 * Y.shape[1]))):
         Z = memory.exact(rows[part]) if sharp else memory[rows[part]]
         exact.append((Z * Y[state[part]]).sum(1))
-    return _table(state, rows, torch.cat(exact), len(Y))
+    index, S = _table(state, rows, torch.cat(exact), len(Y))
+    if not sharp and S.shape[1] > 1:  # what float32 has rounded is no matter for the weights, and may be for the order
+        _reorder(index, S, Y, memory, how)
+    return index, S
+
+
+def _reorder(index: Tensor, S: Tensor, Y: Tensor, memory: Features, how: Weighing) -> None:
+    """Score those memories in float64 that come too close to the best for float32, and put them in order."""
+    k = min(max(2, how.top), S.shape[1])
+    close = (S[:, : k - 1] - S[:, 1:k] < CLOSE * Y.norm(dim=1, keepdim=True)).any(1)
+    for part in blocks(int(close.sum()), max(1, how.budget // (64 * S.shape[1] * Y.shape[1]))):
+        states = close.nonzero()[part, 0]
+        near = (S[states] >= S[states, k - 1 : k] - CLOSE).nonzero()
+        rows = index[states[near[:, 0]], near[:, 1]]
+        S[states[near[:, 0]], near[:, 1]] = (memory.exact(rows) * Y[states[near[:, 0]]]).sum(1)
+        order = index[states].argsort(1)  # of equal scores the lowest memory comes first
+        order = order.gather(1, S[states].gather(1, order).argsort(dim=1, descending=True, stable=True))
+        index[states], S[states] = index[states].gather(1, order), S[states].gather(1, order)
 
 
 def _table(state: Tensor, rows: Tensor, S: Tensor, b: int) -> tuple[Tensor, Tensor]:

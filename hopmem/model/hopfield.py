@@ -12,7 +12,7 @@ from hopmem.model.gram import Progress
 from hopmem.model.kernel import Features, blocks, unit
 from hopmem.model.scan import RowBlocks, combine, known_scores, query_blocks, scores, top_scores
 from hopmem.model.sieve import states_at_once
-from hopmem.model.weighing import VISIBLE, Association, Weighing
+from hopmem.model.weighing import LOUD, VISIBLE, Association, Weighing
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Dynamics:
     top: int = 1  # how many memories to name for each query
     budget: int = 256 << 20  # bytes of working memory
     spread: float = 1.0  # largest over smallest norm of the rows that are read out
+    longest: float = 1.0  # the largest norm of these rows
 
 
 @dataclass(frozen=True)
@@ -42,19 +43,22 @@ class Retrieval:
     converged: Tensor  # [B] bool: the last update moved the state by less than the tolerance
 
 
-def energy(Y: Tensor, S: Tensor, P: Tensor, dynamics: Dynamics) -> Tensor:
+def energy(Y: Tensor, nearest: Tensor, free: Tensor, beta: float) -> Tensor:
     """E(y) = ½‖y‖² − Ψ*_α(β Z y)/β, which no update raises (it is a step of CCCP).
+
+    Ψ*_α(β Z y) = β max Z y + Ψ*_α(β (Z y − max Z y)), so that a single memory has an energy at β = 0, too.
 
     Args:
         Y: states [b, D].
-        S: their scores Z y [b, M].
-        P: their weights [b, M].
-        dynamics: α and β; at β = 0 the energy is −∞.
+        nearest: their largest scores [b].
+        free: Ψ*_α(β Z y) [b].
+        beta: β; at 0 the energy is −∞ but for a single memory.
 
     Returns:
         The energy of each state [b].
     """
-    return Y.square().sum(1) / 2 - conjugate(dynamics.beta * S, P, dynamics.alpha) / dynamics.beta
+    rest = (free - beta * nearest) / beta
+    return Y.square().sum(1) / 2 - nearest - rest.nan_to_num(nan=0.0, posinf=torch.inf)
 
 
 def retrieve(
@@ -95,7 +99,9 @@ def settle(Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics
     Returns:
         The answers of the block.
     """
-    how = Weighing(dynamics.alpha, dynamics.beta, dynamics.top, dynamics.budget // 4, dynamics.spread)
+    how = Weighing(
+        dynamics.alpha, dynamics.beta, dynamics.top, dynamics.budget // 4, dynamics.spread, max(1.0, dynamics.longest)
+    )
     first: tuple[RowBlocks, int] = (readout, width) if dynamics.steps == 1 else (memory, memory.dimension)
     waiting, parts, order = torch.arange(len(Y), device=Y.device), list[Retrieval](), list[Tensor]()
     for step in range(1, dynamics.steps + 1):
@@ -146,7 +152,7 @@ def complete(
     if memory.phi.is_identity:
 
         def answer(rows: slice) -> Retrieval:
-            Y = unit(torch.where(known[rows], X[rows], 0))
+            Y = unit(torch.where(known[rows], X[rows].double(), 0))
             return _read(Y, known_scores(Y, known[rows], memory, dynamics.budget), readout, width, dynamics)
 
         return _by_blocks(len(X), len(memory), answer, dynamics, progress)
@@ -179,7 +185,7 @@ def _complete_alike(
         Their answers.
     """
     seen = memory.restricted(columns, centre).held(dynamics.budget)
-    Y = unit(seen.phi(X))
+    Y = unit(seen.phi(X.double()))
 
     def answer(rows: slice) -> Retrieval:
         return _read(Y[rows], scores(Y[rows], seen, dynamics.budget), readout, width, dynamics)
@@ -221,7 +227,7 @@ def _answer(
     """
     weight = p.weight[ready].float()
     runner_up = weight[:, 1] if weight.shape[1] > 1 else torch.zeros_like(weight[:, 0])
-    E = Y[ready].square().sum(1) / 2 - p.conjugate[ready] / dynamics.beta
+    E = energy(Y[ready], p.nearest[ready], p.conjugate[ready], dynamics.beta)
     return Retrieval(
         patterns=p.mix(readout, width, ready).float(),
         index=p.index[ready, : dynamics.top],
@@ -241,7 +247,7 @@ def _read(Y: Tensor, S: Tensor, readout: RowBlocks, width: int, dynamics: Dynami
         The answers of the block, after one update each.
     """
     P = entmax(dynamics.beta * S, dynamics.alpha)
-    E = energy(Y, S, P, dynamics)
+    E = energy(Y, S.amax(1).double(), conjugate(dynamics.beta * S, P, dynamics.alpha).double(), dynamics.beta)
     once = torch.ones(len(S), dtype=torch.int64, device=S.device)
     return _summary(S, P, E, once, once.bool(), readout, width, dynamics)
 
@@ -263,16 +269,16 @@ def _summary(
     """
     M = S.shape[1]
     index = top_scores(S, min(max(2, dynamics.top), M))  # [b, k]
-    weight = P.gather(1, index)
+    weight = P.gather(1, index).float()
     runner_up = weight[:, 1] if M > 1 else torch.zeros_like(weight[:, 0])
     visible = (VISIBLE if dynamics.alpha == 1 else 0) < P
     return Retrieval(
-        patterns=combine(P, readout, width, dynamics.budget),
+        patterns=combine(P if dynamics.spread > LOUD else P.float(), readout, width, dynamics.budget).float(),
         index=index[:, : dynamics.top],
         weight=weight[:, : dynamics.top],
         margin=weight[:, 0] - runner_up,
         support=visible.sum(1),
-        energy=E,
+        energy=E.float(),
         steps=steps,
         converged=converged,
     )
@@ -287,7 +293,7 @@ def _by_blocks(
         The answers of all blocks, in order.
     """
     parts = []
-    for rows in query_blocks(count, memories, dynamics.alpha, dynamics.budget):
+    for rows in query_blocks(count, memories, dynamics.budget):
         parts.append(answer(rows))
         if progress:
             progress(rows.stop, count)

@@ -61,6 +61,9 @@ def integer_range(kind: torch.dtype) -> tuple[int, int]:
     return limits.min, limits.max
 
 
+LARGEST = 1e32  # of an entry of a pattern: lengths and mixtures of many then stay within float32
+
+
 def blocks(count: int, size: int) -> Iterator[slice]:
     """Cut `count` rows into consecutive slices of at most `size`.
 
@@ -267,6 +270,13 @@ class Patterns:
         return lengths
 
     @cached_property
+    def longest(self) -> float:
+        """The largest length, or a bound of it."""
+        if not self.stored.is_floating_point():
+            return self.scale * math.sqrt(self.dimension) * max(map(abs, integer_range(self.stored.dtype)))
+        return float(self.lengths.max())
+
+    @cached_property
     def spread(self) -> float:
         """The largest length over the smallest that is not zero, or a bound of it; 1 where all are zero."""
         if not self.stored.is_floating_point():
@@ -428,3 +438,26 @@ class Features:
         """
         seen = replace(self.patterns, columns=columns)
         return Features(seen, self.phi.restricted(columns, centre))
+
+
+@dataclass(frozen=True)
+class Exactly:
+    """Unit features whose rows come in float64."""
+
+    features: Features
+
+    def __len__(self) -> int:
+        """Count the memories.
+
+        Returns:
+            M.
+        """
+        return len(self.features)
+
+    def __getitem__(self, rows: Rows) -> Tensor:
+        """The unit features of some memories.
+
+        Returns:
+            float64 [m, D].
+        """
+        return self.features.exact(rows)

@@ -14,9 +14,14 @@ from torch import Tensor
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.scan import RowBlocks
 from hopmem.model.sieve import group_size, maxima
+from hopmem.model.weighing import Weighing
 
-MILD = 40.0  # β up to which no e^{βs}, |s| ≤ 1, nor a sum of any number of them leaves float32
-LOWEST = -80.0  # exponent of the least weight that is summed: below the normal numbers arithmetic crawls
+MILD = 40.0  # β up to which no e^{βs}, |s| ≤ 1, nor a sum of any number of them leaves float32,
+ROOM = 85.0  # which holds e^85 of the same sign, also of rows that are long
+LOWEST, LOWEST_OF_LOUD = (
+    -80.0,
+    -700.0,
+)  # exponent of the least weight that is summed: below the normal numbers arithmetic crawls
 SMALLEST = 1e-20  # a β that tells no weights apart, and still the scores
 MOST_ROWS, MOST_SCORES = 2048, 1 << 18  # of a block: more of either, and it leaves the cache of the processor
 ARRAYS = 6  # of the size of a block of scores, at the most
@@ -73,7 +78,7 @@ class Scores:
         return Scores(self.T[:, states].contiguous(), self.memory, self.rows)
 
 
-def fused(scores: Scores, beta: float, rows_of: RowBlocks, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def fused(scores: Scores, how: Weighing, rows_of: RowBlocks, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """Softmax and what it mixes in one pass, with a running sum and, where exponents may be large, a running maximum.
 
     Of two parts of the memories with maxima m and m′, sums s and s′ and mixtures a and a′, both together have the
@@ -82,20 +87,22 @@ def fused(scores: Scores, beta: float, rows_of: RowBlocks, width: int) -> tuple[
 
     Args:
         scores: of b states and M memories.
-        beta: β.
+        how: β, and how long the rows are.
         rows_of: M rows to mix.
         width: entries of a row.
 
     Returns:
-        p · rows [b, width] in float32, one over the largest weight [b] in float64, and the largest score of each group
+        p · rows [b, width], one over the largest weight [b] in float64, and the largest score of each group
         [G, b].
     """
-    beta = max(beta, SMALLEST)
+    beta = max(how.beta, SMALLEST)
     scaled, M = Scores(scores.T * beta, scores.memory, scores.rows), len(scores.memory)
     b, group = scaled.T.shape[1], group_size(M)
     top = torch.empty(-(-M // group), b, device=scaled.T.device)
-    total, mixed = scaled.T.new_zeros(b, dtype=torch.float64), torch.zeros(b, width, device=scaled.T.device)
-    steep = beta > MILD
+    total = scaled.T.new_zeros(b, dtype=torch.float64)
+    mixed = torch.zeros(b, width, device=scaled.T.device, dtype=torch.float64 if how.loud else torch.float32)
+    lowest = LOWEST_OF_LOUD if how.loud else LOWEST
+    steep = beta > min(MILD, ROOM - math.log(max(1.0, how.longest) * M))
     level = scaled.T.new_full((b,), -math.inf if steep else 0.0)  # what has weight one
     for rows, S in scaled:  # β s [m, b]
         groups = top[rows.start // group : -(-rows.stop // group)]
@@ -104,13 +111,13 @@ def fused(scores: Scores, beta: float, rows_of: RowBlocks, width: int) -> tuple[
             highest = torch.maximum(level, (groups if groups.dtype == S.dtype else S).amax(0))
             faded = (level - highest).exp()
             total, level = total * faded, highest
-            mixed.mul_(faded[:, None].float())
-            S.sub_(level).clamp_min_(LOWEST)
+            mixed.mul_(faded[:, None].to(mixed))
+            S.sub_(level).clamp_min_(lowest)
         P = S.exp_()
         total += P.sum(0)
-        mixed.addmm_(P.float().T, rows_of[rows])
+        mixed.addmm_(P.to(mixed).T, rows_of[rows].to(mixed))
     over_largest = total if steep else total * (-top.amax(0).double()).exp()
-    return mixed / total[:, None].float(), over_largest, top.div_(beta)
+    return mixed / total[:, None].to(mixed), over_largest, top.div_(beta)
 
 
 def peaks(scores: Scores, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from hopmem.model.kernel import Features, Rows, blocks, unit
 
 FEW = 16  # up to which repeated maxima are quicker than a sort
 NEGLIGIBLE = 1e-20  # a weight that is lost beside the others, even a billion times
-ARRAYS_PER_SCORE = 10  # float32 arrays of the size of the scores that entmax and its statistics hold at their peak
+ARRAYS_PER_SCORE = 10  # float64 arrays of the size of the scores that entmax and its statistics hold at their peak
 
 
 class RowBlocks(Protocol):
@@ -27,14 +27,13 @@ class RowBlocks(Protocol):
         """Some rows [m, n]."""
 
 
-def query_blocks(count: int, memories: int, alpha: float, budget: int) -> Iterator[slice]:
+def query_blocks(count: int, memories: int, budget: int) -> Iterator[slice]:
     """Cut queries into blocks whose scores against all memories fit the budget.
 
     Returns:
         Slices over `count` queries, at least one query each.
     """
-    width = 4 if alpha == 1 else 8  # entmax works in float64 beyond softmax
-    return blocks(count, max(1, min(4096, budget // (memories * width * ARRAYS_PER_SCORE))))
+    return blocks(count, max(1, min(4096, budget // (memories * 8 * ARRAYS_PER_SCORE))))
 
 
 def memory_rows(dimension: int, budget: int) -> int:
@@ -50,16 +49,16 @@ def scores(Y: Tensor, memory: Features, budget: int) -> Tensor:
     """⟨z_μ, y⟩ for each state and memory.
 
     Args:
-        Y: states [b, D].
+        Y: states [b, D], float32 or float64.
         memory: unit features of M memories.
         budget: bytes of working memory for the blocks.
 
     Returns:
-        Scores [b, M], float32.
+        Scores [b, M], as precise as the states.
     """
     S = Y.new_empty(len(Y), len(memory))
     for rows in blocks(len(memory), memory_rows(memory.dimension, budget)):
-        S[:, rows] = Y @ memory[rows].T  # [b, m]
+        S[:, rows] = Y @ _features(memory, rows, Y.dtype).T  # [b, m]
     return S
 
 
@@ -70,28 +69,32 @@ def known_scores(X: Tensor, known: Tensor, memory: Features, budget: int) -> Ten
     product of the mask with Z∘Z, so that every query may know other entries.
 
     Args:
-        X: queries [b, d]; what is not known is not looked at.
+        X: queries [b, d], float32 or float64; what is not known is not looked at.
         known: which entries are known, bool [b, d].
         memory: features under the identity map.
         budget: bytes of working memory for the blocks.
 
     Returns:
-        Scores [b, M], float32; 0 where a memory is zero on all the known entries.
+        Scores [b, M], as precise as the queries; 0 where a memory is zero on all the known entries.
     """
     Y, mask = unit(torch.where(known, X, 0)), known.double()
     S = X.new_empty(len(X), len(memory))
     for rows in blocks(len(memory), memory_rows(memory.dimension, budget)):
-        Z = memory[rows]
+        Z = _features(memory, rows, X.dtype)
         norm = (mask @ Z.double().square().T).sqrt()  # [b, m]; float32 would lose what is known beside what is not
         S[:, rows] = torch.where(norm > 0, (Y @ Z.T) / norm.clamp_min(torch.finfo(torch.float64).tiny), 0)
     return S
+
+
+def _features(memory: Features, rows: slice, dtype: torch.dtype) -> Tensor:
+    return memory.exact(rows) if dtype == torch.float64 else memory[rows]
 
 
 def combine(P: Tensor, rows_of: RowBlocks, width: int, budget: int) -> Tensor:
     """Σ_μ p_μ r_μ: the weighted sum of rows.
 
     Args:
-        P: weights [b, M].
+        P: weights [b, M], float32; float64 where those that float32 can't hold matter, too.
         rows_of: M rows of `width` entries.
         width: entries of a row.
         budget: bytes of working memory for the blocks.
@@ -100,10 +103,10 @@ def combine(P: Tensor, rows_of: RowBlocks, width: int, budget: int) -> Tensor:
         The sums [b, width].
     """
     # Smaller weights change no float32 sum, but their products are denormal and slow it thirtyfold.
-    P = P.masked_fill(P < NEGLIGIBLE, 0)
+    P = P.masked_fill(P < NEGLIGIBLE, 0) if P.dtype == torch.float32 else P
     total = P.new_zeros(len(P), width)
     for rows in blocks(len(rows_of), memory_rows(width, budget)):
-        total += P[:, rows] @ rows_of[rows]
+        total += P[:, rows] @ rows_of[rows].to(P)
     return total
 
 

@@ -9,6 +9,7 @@ from hopmem.model.scan import RowBlocks
 
 VISIBLE = 0.01  # a softmax weight counts toward a metastable state above this (U-Hop+, after Martins et al., 2023)
 SHARP = 256.0  # β beyond which memories enter in float64: β times what float32 rounds off is an error of p
+LOUD = 1e10  # spread of lengths from which a weight that float32 can't hold may be most of what is mixed
 STEEP = 1e4  # and the spread of lengths from which a small weight may be most of what is mixed
 
 Mix = Callable[[RowBlocks, int, Tensor], Tensor]  # (rows, their width n, which of the states [c]) ↦ p · rows [c, n]
@@ -35,6 +36,12 @@ class Weighing:
     top: int  # largest weights to name, at least
     budget: int  # bytes of working memory
     spread: float = 1.0  # largest over smallest norm of what is mixed: by as much does a lost weight weigh more
+    longest: float = 1.0  # the largest norm of what is mixed
+
+    @property
+    def loud(self) -> bool:
+        """Whether weights that float32 can't hold may matter."""
+        return self.spread > LOUD
 
     @property
     def sharp(self) -> bool:

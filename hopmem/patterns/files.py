@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from hopmem.errors import HopmemError, InvalidDataError, MissingInputError, UnreadableError, UsageError
+from hopmem.model.kernel import LARGEST
 from hopmem.patterns.arrays import load_array
 from hopmem.patterns.images import find_images, load_images
 from hopmem.patterns.source import IMAGE_SUFFIXES, Loaded, Reading, Skipped, safe_name
@@ -205,10 +206,10 @@ def _checked(loaded: Loaded, source: str, reading: Reading) -> Loaded:
         return loaded
     stored, known = loaded.stored, loaded.known
     bad: dict[int, str] = {}
-    step = max(1, CHECKED_AT_ONCE // stored.shape[1])
+    step, narrow = max(1, CHECKED_AT_ONCE // stored.shape[1]), stored.dtype == torch.float16
     for start in range(0, len(stored), step):
         block = stored[start : start + step]
-        unknown, infinite = block.isnan(), block.float().isinf()  # memory computes in float32
+        unknown, infinite = block.isnan(), block.isinf() if narrow else block.abs() > LARGEST
         if bool(unknown.any()) and reading.partial:
             if known is None:
                 known, stored = torch.ones(stored.shape, dtype=torch.bool), stored.clone()
@@ -216,7 +217,7 @@ def _checked(loaded: Loaded, source: str, reading: Reading) -> Loaded:
             stored[start : start + step] = block.masked_fill(unknown, 0)
             unknown = torch.zeros_like(unknown)
         for row in (unknown | infinite).any(1).nonzero()[:, 0].tolist():
-            bad[start + row] = "an infinity, or more than float32 holds" if bool(infinite[row].any()) else "NaN"
+            bad[start + row] = f"an infinity, or more than {LARGEST:g}" if bool(infinite[row].any()) else "NaN"
     loaded = replace(loaded, stored=stored, known=known)
     if not bad:
         return loaded

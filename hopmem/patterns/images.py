@@ -1,6 +1,8 @@
 """Image files ↔ arrays: upright, in one size and one mode, 8 and 16 bits kept; alpha 0 means unknown."""
 
 import os
+import struct
+import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,7 +25,8 @@ WORTH_A_THREAD = 1 << 14  # pixels from which decoding takes longer than what Py
 BYTES_OF_A_PIXEL = 4  # as Pillow holds it
 ORIENTATION, TURNED = 0x0112, frozenset({5, 6, 7, 8})  # the EXIF tag, and its values that swap width and height
 UNREADABLE = (
-    OSError, SyntaxError, ValueError, OverflowError, EOFError, UnidentifiedImageError, Image.DecompressionBombError
+    OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RuntimeError,
+    OverflowError, MemoryError, struct.error, zlib.error, UnidentifiedImageError, Image.DecompressionBombError,
 )  # fmt: skip
 PLUGINS = (TiffImagePlugin, WebPImagePlugin)  # or Pillow would load all of its plugins to find these two
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")  # for some others Pillow runs a program
@@ -323,7 +326,7 @@ def _goes_on(image: Image.Image) -> bool:
         return False
     try:
         image.seek(1)
-    except (*UNREADABLE, AttributeError, KeyError):  # the end, or a damaged one
+    except UNREADABLE:  # the end, or a damaged one
         return False
     return True
 

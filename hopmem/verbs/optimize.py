@@ -8,19 +8,20 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from hopmem.bank import Learning, MemoryBank, tune
+from hopmem.bank import SAME, Learning, MemoryBank, tune
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import InvalidDataError, UsageError
 from hopmem.model.kernel import FeatureMap, Patterns
-from hopmem.model.separation import Halt, State, never
+from hopmem.model.separation import Halt, Separation, State, never
 from hopmem.model.spherical import learn_spherical
 from hopmem.model.uhop import BATCH, Learned, Training, learn_average
 from hopmem.verbs.denoise import MIXED, Stopped, learn_for_noise
 from hopmem.verbs.mapped import mapped, measured, summary
-from hopmem.verbs.work import Watch, loss_stage
+from hopmem.verbs.work import Watch, loss_stage, pair_block
 
 Objective = Literal["denoise", "average", "spherical"]
 MEASURING_T = 2.0  # t of the average loss, where none was asked for
+LONGEST = 1e17  # of the lengths of patterns that are learned from; the largest is no less than one over it
 EQUAL = 1e-5  # of a loss or a cosine: what is closer is as good
 
 
@@ -135,6 +136,7 @@ def learn(
     _check(task)
     where = resolve(device)
     memory = _distinct(bank, where)
+    _check_lengths(memory.longest)
     if task.objective == "denoise":
         how = (task.steps, task.learning_rate, task.batch_size)
         return learn_for_noise(
@@ -160,6 +162,17 @@ def learn(
     else:
         learned = learn_spherical(memory, training, task.restarts, progress, halt, state)
     return _separated(bank, task, training, learned, where, watch)
+
+
+def _check_lengths(longest: float) -> None:
+    """Patterns whose squares float32 holds: losses and covariances are made of them.
+
+    Raises:
+        InvalidDataError: too long or too short ones.
+    """
+    if longest and not 1 / LONGEST <= longest <= LONGEST:
+        expected = f"lengths of about 1, the largest from {1 / LONGEST:g} to {LONGEST:g}, to learn from (scale them)"
+        raise InvalidDataError("patterns", expected, f"{longest:g}")
 
 
 def _separated(
@@ -192,7 +205,7 @@ def _separated(
         separation={"raw": summary(raw), "learned": summary(after)},
         patterns=len(bank),
     )
-    found = replace(found, tuning=tune(after.delta, len(bank)), learning=learning)
+    found = _tuned(replace(found, learning=learning), after, device, training.budget)
     warnings = []
     if worse := last > first + EQUAL * max(1.0, abs(first)):
         what = "largest cosine" if spherical else "loss"
@@ -200,10 +213,21 @@ def _separated(
         warnings = [f"the map separates less well than the raw patterns do: {fact}"]
     keep = task.force or not worse or task.feature_dim is not None  # who asks for few dimensions gets them
     plain = replace(bank, phi=FeatureMap(), features=None, objective="raw", learning=None)
-    kept = found if keep else replace(plain, tuning=tune(raw.delta, len(bank)))
+    kept = found if keep else _tuned(plain, raw, device, training.budget)
     return Stopped(
         kept, "learned" if keep else "raw", task.objective, learning, learned.finished, learned.state, warnings
     )
+
+
+def _tuned(bank: MemoryBank, found: Separation, device: torch.device, budget: int) -> MemoryBank:
+    """β by the separation that was measured; where every pattern has a copy, by another look.
+
+    Returns:
+        The bank.
+    """
+    if bool((found.delta > SAME).any()):
+        return replace(bank, tuning=tune(found.delta, len(bank)))
+    return replace(bank, tuning=None).tuned(device, pair_block(bank.feature_dimension, budget))
 
 
 def _check(task: Task) -> None:

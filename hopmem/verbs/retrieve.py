@@ -89,7 +89,7 @@ def retrieve(
     source = bank.tuning.source if beta == "auto" and bank.tuning else GIVEN
     beta = bank.tuning.beta if beta == "auto" and bank.tuning else float(beta)
     memory, readout = bank.memory(where, budget), bank.readout(where)
-    dynamics = Dynamics(alpha, beta, steps, tolerance, min(top, len(bank)), budget, readout.spread)
+    dynamics = Dynamics(alpha, beta, steps, tolerance, min(top, len(bank)), budget, readout.spread, readout.longest)
     progress = stage(watch, RETRIEVING)
     found = _retrieve(X.to(where), None if known is None else known.to(where), memory, readout, dynamics, progress)
     found = Retrieval(*(getattr(found, name).cpu() for name in Retrieval.__dataclass_fields__))

@@ -199,7 +199,7 @@ def test_the_conjugate_is_that_of_all_scores():
 @pytest.mark.parametrize("rows", [64, 192, 100_000])
 def test_parts_of_a_fused_pass_may_be_of_any_size(rows):
     memory, T = Features(Patterns(apart())), unit(queries(apart())).T.contiguous()
-    few, many = (fused(Scores(T, memory, size), 20.0, memory.patterns, d) for size in (rows, 1024))
+    few, many = (fused(Scores(T, memory, size), Weighing(1.0, 20.0, 1, 1), memory.patterns, d) for size in (rows, 1024))
     for one, other in zip(few, many, strict=True):
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
 

@@ -48,17 +48,16 @@ def test_combine_is_the_weighted_sum_of_rows(budget):
     assert_close(combine(P, Patterns(rows), 7, budget), combine(P, rows, 7, 1 << 28), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 1.5])
 @pytest.mark.parametrize("count", [1, 10, 5000])
 @pytest.mark.parametrize("budget", [1, 100_000, 1 << 30])
-def test_query_blocks_visit_every_query_once(budget, count, alpha):
-    cut = list(query_blocks(count, 300, alpha, budget))
+def test_query_blocks_visit_every_query_once(budget, count):
+    cut = list(query_blocks(count, 300, budget))
     assert [row for rows in cut for row in range(count)[rows]] == list(range(count))
 
 
 @pytest.mark.parametrize("budget", [1 << 16, 1 << 22, 1 << 30])
 def test_blocks_shrink_with_the_budget(budget):
-    widest = max(rows.stop - rows.start for rows in query_blocks(100_000, 500, 1.0, budget))
+    widest = max(rows.stop - rows.start for rows in query_blocks(100_000, 500, budget))
     assert widest == 1 or widest * 500 * 4 <= budget
     assert memory_rows(1000, budget) == 16 or memory_rows(1000, budget) * 1000 * 4 <= budget
 

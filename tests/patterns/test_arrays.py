@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from hopmem.model.kernel import LARGEST
 from hopmem.patterns import Form, Reading, load
 from tests.patterns import save
 from tests.refusal import raises_refusal
@@ -40,7 +41,7 @@ def numbers(dtype: str, shape: tuple[int, ...] = (5, 4)) -> np.ndarray:
         return draw.integers(0, 2, shape).astype(kind)
     if kind.kind == "f":
         array = draw.normal(size=shape).astype(kind)
-        widest = min(float(np.finfo(kind).max), float(np.finfo("f4").max))  # the memory computes in float32
+        widest = min(float(np.finfo(kind).max), 0.9 * LARGEST)
         array.flat[:3] = widest, np.finfo(kind).tiny, -0.0
         return array
     limits = np.iinfo(kind)

@@ -217,10 +217,10 @@ def judge(
     features, few = Features(memory, phi).held(budget), tuning.some(BETA_QUERIES)
 
     def errors(beta: float) -> Tensor:
-        return _errors(_answers(few, features, memory, Dynamics(beta=beta, budget=budget)), few)
+        return _errors(_answers(few, features, memory, Dynamics(beta=beta, budget=budget, longest=memory.longest)), few)
 
     best, _ = _smallest(errors, beta, FINE, energy) if len(memory) <= MANY else (beta, None)
-    found = _answers(trial, features, memory, Dynamics(beta=best, budget=budget))
+    found = _answers(trial, features, memory, Dynamics(beta=best, budget=budget, longest=memory.longest))
     return Score(best, (found.index[:, 0].cpu() == trial.truth).double(), _errors(found, trial).cpu())
 
 
