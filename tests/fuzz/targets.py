@@ -179,7 +179,7 @@ def _idx() -> list[bytes]:
 
 
 def _tables() -> list[bytes]:
-    return [b"1,2,3\n4,5,6\n", b'name,x\n"a b",1\nc,nan\n', b"\xef\xbb\xbf1e5,-2\r\n,inf\r\n"]
+    return [b"1,2,3\n4,5,6\n", b'"a b",x\n"7",1\n.5,-1e3\n', b"\xef\xbb\xbf1e5,-2\r\n3,4\r\n"]
 
 
 def _pictures() -> list[bytes]:
