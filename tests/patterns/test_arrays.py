@@ -2,9 +2,12 @@
 
 import gzip
 import io
+import json
 import math
 import pickle
 import struct
+import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from hopmem.errors import HopmemError
 from hopmem.model.kernel import LARGEST
 from hopmem.patterns import Form, Reading, load
 from tests.patterns import save
@@ -391,3 +395,121 @@ def test_a_saved_npy_is_what_numpy_would_save(tmp_path):
     expected = io.BytesIO()
     np.save(expected, array.numpy())
     assert (tmp_path / "x.npy").read_bytes() == expected.getvalue()
+
+
+def headed(header: str, body: bytes = bytes(240)) -> bytes:
+    """A `.npy` that says what it likes."""
+    text = header.encode("latin-1") + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + body
+
+
+def put_npy(path: Path, raw: bytes, method: int = zipfile.ZIP_DEFLATED) -> str:
+    """A `.npy`, or the same as the only member of a `.npz`."""
+    if path.suffix == ".npz":
+        with zipfile.ZipFile(path, "w", method) as archive:
+            archive.writestr("x.npy", raw)
+    else:
+        path.write_bytes(raw)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+@pytest.mark.parametrize(
+    "shape",
+    [(2**63,), (10**30,), (2**32, 2**32), (10**15,), (2**62, 2**62, 0), (0, 2**63), (-1, 6), (-10, -6), (1,) * 100],
+)
+def test_a_shape_that_no_memory_holds_is_unreadable(tmp_path, shape, kind):
+    raw = headed(f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}")
+    with raises_refusal(3, f"x.{kind}"):
+        load([put_npy(tmp_path / f"x.{kind}", raw)], Reading())
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_an_array_that_python_2_wrote_is_read_without_a_word(tmp_path, kind):
+    raw = headed("{'descr': '<f4', 'fortran_order': False, 'shape': (10L, 6L)}")
+    assert load([put_npy(tmp_path / f"x.{kind}", raw)], Reading()).stored.tolist() == [[0.0] * 6] * 10
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_member_is_read_however_it_is_packed_and_refused_where_it_is_damaged(tmp_path, method):
+    held = io.BytesIO()
+    np.save(held, numbers("f4", (30, 6)))
+    path = tmp_path / "x.npz"
+    assert load([put_npy(path, held.getvalue(), method)], Reading()).stored.tolist() == numbers("f4", (30, 6)).tolist()
+    raw = path.read_bytes()
+    for place in range(50, raw.index(b"PK\x01\x02"), 11):
+        path.write_bytes(raw[:place] + bytes([raw[place] ^ 0xFF]) + raw[place + 1 :])
+        with raises_refusal(3, "x.npz"):
+            load([str(path)], Reading())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_numbers_of_8_bits_that_are_no_whole_ones_are_invalid(tmp_path, dtype, kind):
+    tensor, path = torch.zeros(3, 4, dtype=torch.uint8).view(getattr(torch, dtype)), tmp_path / f"x.{kind}"
+    save_file({"x": tensor}, path) if kind == "safetensors" else torch.save(tensor, path)
+    with raises_refusal(4, "real numbers", dtype):
+        load([str(path)], Reading())
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pt"])
+@pytest.mark.parametrize(("dtype", "top"), [(torch.uint32, 2**32 - 1), (torch.uint64, 2**53)])
+def test_a_wide_unsigned_tensor_becomes_one_that_holds_its_numbers(tmp_path, dtype, top, kind):
+    tensor, path = torch.tensor([[0, 1], [7, top]]).to(dtype), tmp_path / f"x.{kind}"
+    save_file({"x": tensor}, path) if kind == "safetensors" else torch.save(tensor, path)
+    assert load([str(path)], Reading()).stored.tolist() == [[0, 1], [7, top]]
+
+
+ODD = {
+    "meta": lambda whole: whole.to("meta"),
+    "quantised": lambda whole: torch.quantize_per_tensor(whole, 0.1, 0, torch.quint8),
+    "quantised by row": lambda whole: torch.quantize_per_channel(whole, whole[:, 0], whole[:, 0], 0, torch.qint8),
+    "nested": lambda whole: torch.nested.nested_tensor([whole[0], whole[1, :3]]),
+    "sparse": torch.Tensor.to_sparse,
+    "sparse by row": torch.Tensor.to_sparse_csr,
+    "storage": torch.Tensor.untyped_storage,
+    "one number as many": lambda whole: whole[:1, :1].expand(10**7, 10**7),
+    "one row as many": lambda whole: whole[:1].expand(10**9, 4),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_a_tensor_whose_numbers_are_not_all_there_is_invalid(tmp_path, kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of what it will drop
+        torch.save({"x": ODD[kind](torch.ones(3, 4))}, tmp_path / "x.pt")
+    with raises_refusal(4, "x.pt"):
+        load([str(tmp_path / "x.pt")], Reading())
+
+
+def test_a_tensor_that_is_a_view_of_another_is_read(tmp_path):
+    whole = torch.arange(60.0).reshape(10, 6)
+    for view in (whole.T, whole[2:5], whole[:, ::2], whole[::3, 1:]):
+        torch.save(view, tmp_path / "x.pt")
+        assert load([str(tmp_path / "x.pt")], Reading()).stored.tolist() == view.tolist()
+
+
+@pytest.mark.parametrize(
+    "shape", [(), (0, 6), (6, 0), (1,) * 70, (1,) * 255, (0,) * 66, (2**32 - 1,) * 255, (2**32 - 1, 9)]
+)
+@pytest.mark.parametrize("gz", ["", ".gz"])
+def test_an_idx_of_too_many_axes_or_of_none_is_refused(tmp_path, shape, gz):
+    raw = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + b"\x01"
+    path = tmp_path / f"x.idx{gz}"
+    path.write_bytes(gzip.compress(raw) if gz else raw)
+    with pytest.raises(HopmemError, match=r"x\.idx") as caught:
+        load([str(path)], Reading())
+    assert caught.value.exit_code in {3, 4}
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63], [0, 2**64 - 1], [2**62, 2**62, 0], [0, 6], [6, 0], [1] * 200])
+def test_a_tensor_of_no_number_or_of_too_many_axes_is_refused(tmp_path, shape):
+    size = 4 * math.prod(shape)
+    header = json.dumps({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+    if size:
+        assert load([str(tmp_path / "x.safetensors")], Reading()).stored.tolist() == [[0.0]]
+        return
+    with pytest.raises(HopmemError, match="safetensors") as caught:
+        load([str(tmp_path / "x.safetensors")], Reading())
+    assert caught.value.exit_code in {3, 4}

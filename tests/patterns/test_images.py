@@ -344,3 +344,70 @@ def test_answers_beyond_black_and_white_are_clamped(tmp_path, value):
     )
     with Image.open(tmp_path / "out" / "x.png") as image:
         assert image.getextrema() == ((0, 0) if value < 0 else (65535, 65535))
+
+
+STRANGE = {
+    "CMYK": "JPEG", "LAB": "TIFF", "YCbCr": "JPEG", "LA": "PNG", "RGBA": "PNG", "I;16": "PNG", "F": "TIFF", "1": "TIFF",
+    "P": "PNG",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "tif", "pgm", "ppm", "pbm"])
+@pytest.mark.parametrize("mode", STRANGE)
+def test_an_answer_can_be_read_back_whatever_the_query_was_under_its_name(tmp_path, mode, suffix):
+    draw = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    depth = {"I;16": np.uint16(257) * draw[..., 0], "F": draw[..., 0].astype(np.float32) / 255}
+    frombytes = {"LAB": Image.frombytes("LAB", (7, 5), draw.tobytes())}
+    image = frombytes.get(mode) or Image.fromarray(depth.get(mode, draw))
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / f"x.{suffix}"
+    (image if mode in depth or mode in frombytes else image.convert(mode)).save(path, STRANGE[mode])
+    loaded = read(path.parent)
+    answer(tmp_path / "out", loaded)
+    again = read(tmp_path / "out")
+    assert again.names == loaded.names
+    assert again.form.images[0].size == (7, 5)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("suffix", ["gif", "tif", "webp", "png"])
+def test_the_first_of_several_pictures_is_read_and_the_others_are_noted(tmp_path, suffix, mode):
+    path, frames = tmp_path / f"x.{suffix}", [Image.fromarray(pixels(mode, seed)) for seed in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:], **({"lossless": True} if suffix == "webp" else {}))
+    put(tmp_path / "y.png", pixels(mode))
+    loaded = read(tmp_path)
+    assert loaded.notes == ("1 of 2 files hold several images; the first of each was read",)
+    with Image.open(path) as image:
+        assert np.array_equal(stored(loaded)[0], np.asarray(image.convert("RGB" if loaded.layout == "HWC" else "L")))
+
+
+def test_the_second_picture_that_a_camera_puts_beside_a_photo_is_not_noted(tmp_path):
+    frames = [Image.fromarray(pixels("RGB", seed)) for seed in range(2)]
+    frames[0].save(tmp_path / "x.jpg", "MPO", save_all=True, append_images=frames[1:])
+    assert read(tmp_path / "x.jpg").notes == ()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "tif", "png", "webp"])
+def test_damage_behind_the_first_picture_never_escapes(tmp_path, suffix):
+    path, frames = tmp_path / f"x.{suffix}", [Image.fromarray(pixels("RGB", seed)) for seed in range(3)]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    raw, draw = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        damaged = bytearray(raw)
+        for place in draw.integers(len(raw) // 3, len(raw), 3):
+            damaged[place] = int(draw.integers(256))
+        path.write_bytes(damaged)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow tells of damage that it reads past
+                read(path, size=(8, 8))
+        except Exception as error:
+            assert getattr(error, "exit_code", 1) == 3, repr(error)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PCX", "TGA", "ICO", "SGI", "DDS", "PDF", "XBM"])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_formats_that_no_image_here_has_are_unreadable_under_any_name(tmp_path, kind, suffix):
+    Image.fromarray(pixels("1" if kind == "XBM" else "RGB")).save(tmp_path / f"x.{suffix}", kind)
+    with raises_refusal(3, f"x.{suffix}", "expected an image"):
+        read(tmp_path / f"x.{suffix}")

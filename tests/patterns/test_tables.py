@@ -143,9 +143,12 @@ def test_a_table_without_rows_is_invalid(table, text):
         table(text)
 
 
-def test_an_unclosed_quote_is_unreadable(table):
-    with raises_refusal(3):
-        table('1,2\n"3,4\n')
+@pytest.mark.parametrize(
+    ("text", "line"), [('1,2\n"3,4\n', 2), ('1,2\n"3,4\n5,6\n7,8\n', 2), ('"1,2\n3,4\n', 1), ('1,2\n3,4\n"5"6,7\n', 3)]
+)
+def test_a_quote_that_does_not_close_is_unreadable_and_its_line_is_named(table, text, line):
+    with raises_refusal(3, f"line {line}:"):
+        table(text)
 
 
 def test_one_column_and_one_row_are_enough(table):
@@ -200,3 +203,38 @@ def test_a_saved_table_is_read_alike_by_the_csv_module(tmp_path):
     save(str(tmp_path / "x.csv"), "csv", torch.tensor([[1.5], [2.0]]), form, ["a,b", 'c"d'], None, scale=1, force=False)
     with (tmp_path / "x.csv").open(newline="") as file:
         assert list(csv.reader(file)) == [["name", "x"], ["a,b", "1.5"], ['c"d', "2"]]
+
+
+@pytest.mark.parametrize("first", ["1,2,3O", "1,2.5.1,3", "1e,2,3"])
+def test_a_first_row_with_one_bad_cell_is_suspected_to_be_no_header(table, first):
+    (note,) = table(f"{first}\n4,5,6\n").notes
+    assert "line 1 is taken for a header" in note
+    assert next(cell for cell in first.split(",") if cell not in {"1", "2", "3"}) in note
+
+
+@pytest.mark.parametrize(("first", "how"), [("x,y,z", {}), ("name,y,2", {}), ("1,2,name", {"id_column": "name"})])
+def test_a_header_of_words_is_not_suspected(table, first, how):
+    assert table(f"{first}\n4,5,6\n", **how).notes == ()
+
+
+@pytest.mark.parametrize("column", ["²", "①", "٣", "9" * 5000, "-1", "", " x", "1.0", "x\n"])
+def test_a_column_that_is_neither_a_name_nor_a_number_is_not_there(table, column):
+    with raises_refusal(4, "a column"):
+        table("x,y\n1,2\n", id_column=column)
+
+
+def test_a_column_may_be_named_by_a_digit_that_is_no_number(table):
+    assert table("²,y\n1,2\n", id_column="²").names == ("1",)
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_a_name_with_a_line_end_survives_a_table(tmp_path, end):
+    form, names = Form("csv", header=("name", "x"), id_column=0), [f"a{end}b", "c"]
+    save(str(tmp_path / "x.csv"), "csv", torch.tensor([[1.5], [2.0]]), form, names, None, scale=1, force=False)
+    loaded = load([str(tmp_path / "x.csv")], Reading(id_column="name"))
+    assert (loaded.names, loaded.stored.tolist()) == (tuple(names), [[1.5], [2.0]])
+
+
+def test_true_and_false_are_written_as_numbers(tmp_path):
+    save(str(tmp_path / "x.csv"), "csv", torch.eye(3).bool(), Form("npy"), list("abc"), None, scale=1, force=False)
+    assert load([str(tmp_path / "x.csv")], Reading()).stored.tolist() == torch.eye(3).tolist()
