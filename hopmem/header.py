@@ -81,6 +81,8 @@ def metadata(path: str | Path) -> dict[str, str]:
         check(path, header)
         return header.metadata
 
+    if not Path(path).is_file():  # a pipe would be waited for
+        return {}
     try:
         return steadily(path, look)
     except (OSError, BankError):

@@ -2,7 +2,7 @@
 
 from hopmem.patterns.answers import Target, save, writing
 from hopmem.patterns.files import kind_of, load
-from hopmem.patterns.source import Form, Layout, Loaded, Reading, Skipped
+from hopmem.patterns.source import Form, Layout, Loaded, Reading, Skipped, spoken
 from hopmem.patterns.unpack import LIMIT as UNPACK_LIMIT
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "kind_of",
     "load",
     "save",
+    "spoken",
     "writing",
 ]

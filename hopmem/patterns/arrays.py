@@ -173,6 +173,14 @@ def _begins(path: Path, expected: str, *magics: bytes) -> None:
         raise UnreadableError(path, expected, f"bytes {start.hex(' ')}" if start else "an empty file")
 
 
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep readers from warning of the versions of Python and pickle that wrote a file: it is read as safely."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _needs_pickle(error: Exception) -> bool:
     return any(word in str(error) for word in ("pickle", "Object arrays", "Python objects"))
 
@@ -182,7 +190,7 @@ def _read_npy(path: Path, reading: Reading) -> tuple[Tensor, str | None]:
     _begins(path, expected, NPY_MAGIC)
     try:
         # Copy-on-write, because torch warns of arrays that it could not write to.
-        with np.errstate(over="raise"):
+        with np.errstate(over="raise"), _silence():
             array = np.load(path, mmap_mode="c", allow_pickle=False)
     except (*DAMAGED, FloatingPointError) as error:
         if _needs_pickle(error):
@@ -199,7 +207,7 @@ def _read_npz(path: Path, reading: Reading) -> tuple[Tensor, str | None]:
             key = _choose(path, [name.removesuffix(".npy") for name in archive.namelist()], reading.key)
             member = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
             allow(path, member.file_size, reading.unpack_limit)
-            with archive.open(member) as stream:
+            with archive.open(member) as stream, _silence():
                 array = _npy_of(stream, member.file_size)
     except DAMAGED as error:
         if _needs_pickle(error):
@@ -228,6 +236,8 @@ def _npy_of(stream: Stream, size: int) -> "np.ndarray[tuple[int, ...], np.dtype[
     shape, fortran, dtype = header[version](stream)
     if dtype.hasobject:
         raise ValueError("Object arrays")
+    if any(length < 0 for length in shape):
+        raise ValueError(f"shape {list(shape)}")
     wanted = math.prod(shape) * dtype.itemsize
     raw = unpacked(stream, size)[:wanted]
     if len(raw) < wanted:
@@ -254,8 +264,7 @@ def _read_pt(path: Path, reading: Reading) -> tuple[Tensor, str | None]:
         if zipped:
             with zipfile.ZipFile(path) as archive:
                 allow(path, sum(member.file_size for member in archive.infolist()), reading.unpack_limit)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickle protocols, which are read as safely
+        with _silence():
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "Unsupported" not in str(error) and "not an allowed" not in str(error) and "GLOBAL" not in str(error):

@@ -12,7 +12,7 @@ from hopmem.errors import HopmemError, InvalidDataError, MissingInputError, Unre
 from hopmem.model.kernel import LARGEST
 from hopmem.patterns.arrays import load_array
 from hopmem.patterns.images import find_images, load_images
-from hopmem.patterns.source import IMAGE_SUFFIXES, Loaded, Reading, Skipped, safe_name
+from hopmem.patterns.source import IMAGE_SUFFIXES, Loaded, Reading, Skipped, safe_name, spoken
 from hopmem.patterns.tables import load_table
 
 KINDS = {
@@ -88,11 +88,11 @@ def load(sources: Sequence[str], reading: Reading, first: int = 0) -> Loaded:
     for group in _groups(sources):
         part = _load_group(group, reading, prefix=several)
         before = sum(len(each.stored) + len(each.skipped) for each in parts)
-        parts.append(_checked(replace(part, first=first + before), group[0], reading))
+        parts.append(_checked(replace(part, first=first + before), spoken(group[0]), reading))
     for group, part in zip(_groups(sources), parts, strict=True):
         if part.shape != parts[0].shape:
             raise InvalidDataError(
-                group[0], f"rows of shape {list(parts[0].shape)} as in {sources[0]}", list(part.shape)
+                spoken(group[0]), f"rows of shape {list(parts[0].shape)} as in {spoken(sources[0])}", list(part.shape)
             )
     return parts[0] if len(parts) == 1 else _joined(parts)
 
@@ -184,13 +184,19 @@ def _load_stdin(reading: Reading) -> Loaded:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"stdin{SUFFIXES[kind]}")
         path.write_bytes(raw)
+
+        def of_stdin(text: str) -> str:
+            return text.replace(str(path), spoken("-"))
+
         try:
             if kind == "image":
                 return load_images([path], ["stdin.png"], "image", reading)
-            return _load_file(path, kind, reading)
+            loaded = _load_file(path, kind, reading)
         except HopmemError as error:
-            error.args = (str(error).replace(str(path), "standard input"),)
+            error.args = (of_stdin(str(error)),)
             raise
+        skipped = tuple(replace(skip, reason=of_stdin(skip.reason)) for skip in loaded.skipped)
+        return replace(loaded, notes=tuple(map(of_stdin, loaded.notes)), skipped=skipped)
 
 
 def _checked(loaded: Loaded, source: str, reading: Reading) -> Loaded:

@@ -166,6 +166,15 @@ def pixel_scale(dtype: torch.dtype, layout: Layout | None) -> float:
     return 1.0 if layout is None else 1 / steps.get(dtype, 1.0)
 
 
+def spoken(source: str) -> str:
+    """What messages call a source.
+
+    Returns:
+        Its name, or words for standard input.
+    """
+    return "standard input" if source == "-" else source
+
+
 def safe_name(path: Path) -> str:
     """A file's name for the bank: its path as it was given, or its last part where that leads elsewhere.
 

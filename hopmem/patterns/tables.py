@@ -150,12 +150,13 @@ def _rows(path: Path, kind: str) -> Iterator[tuple[int, list[str]]]:
         Error: quotes that do not close, or a cell of more than 131,072 characters.
     """
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter=DELIMITERS[kind], strict=True)
+        reader, before = csv.reader(file, delimiter=DELIMITERS[kind], strict=True), 0
         try:
             for row in reader:
-                yield reader.line_num, [cell.strip() for cell in row]
-        except csv.Error as error:
-            raise csv.Error(f"line {reader.line_num}: {error}") from error
+                before = reader.line_num
+                yield before, [cell.strip() for cell in row]
+        except csv.Error as error:  # of a quote that does not close only at the end: where its row begins says more
+            raise csv.Error(f"line {before + 1}: {error}") from error
 
 
 def _is_number(cell: str) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hopmem.bank import MemoryBank
 from hopmem.errors import InvalidDataError
-from hopmem.patterns import Loaded, Reading, Skipped, load
+from hopmem.patterns import Loaded, Reading, Skipped, load, spoken
 from hopmem.pipeline.store import fitting
 
 
@@ -30,7 +30,7 @@ def read_queries(
     Raises:
         InvalidDataError: another shape than the bank's, or nothing known of a query.
     """
-    loaded = load(queries, replace(fitting(reading, bank), partial=True))
+    loaded, first = load(queries, replace(fitting(reading, bank), partial=True)), spoken(queries[0])
     if loaded.stored.shape[1] != bank.dimension:
         expected = f"rows of {bank.dimension} entries, shape {list(bank.shape)}, as in the bank"
         if loaded.form.images and bank.layout:
@@ -38,10 +38,10 @@ def read_queries(
             expected += f" (--size {width}x{height} brings images to it)"
         elif loaded.shape == (1,) and len(loaded.stored) == bank.dimension:
             expected += f" (one query is a row: [1, {bank.dimension}])"
-        raise InvalidDataError(queries[0], expected, f"{loaded.stored.shape[1]}, shape {list(loaded.shape)}")
+        raise InvalidDataError(first, expected, f"{loaded.stored.shape[1]}, shape {list(loaded.shape)}")
     shape = loaded.part(slice(0, 1)).in_layout(bank.layout).shape
     if shape != bank.shape and 1 not in {len(shape), len(bank.shape)}:
-        raise InvalidDataError(queries[0], f"rows of shape {list(bank.shape)} as in the bank", list(shape))
+        raise InvalidDataError(first, f"rows of shape {list(bank.shape)} as in the bank", list(shape))
     known = _known(loaded, mask, missing, Reading(size=bank.resized, unpack_limit=reading.unpack_limit))
     loaded = replace(loaded, known=known)
     if known is None:
@@ -51,11 +51,9 @@ def read_queries(
         return loaded
     names = loaded.row_names
     if reading.on_bad == "error" or len(empty) == len(known):
-        raise InvalidDataError(f"{queries[0]}, query {names[empty[0]]}", "at least one known entry", "none")
+        raise InvalidDataError(f"{first}, query {names[empty[0]]}", "at least one known entry", "none")
     kept = known.any(1).nonzero()[:, 0]
-    return loaded.take(
-        kept, [Skipped(names[row], f"{queries[0]}, query {names[row]}: no entry is known") for row in empty]
-    )
+    return loaded.take(kept, [Skipped(names[row], f"{first}, query {names[row]}: no entry is known") for row in empty])
 
 
 def _known(loaded: Loaded, mask: str | None, missing: float | None, reading: Reading) -> Tensor | None:
@@ -96,7 +94,9 @@ def _hidden(mask: str, loaded: Loaded, reading: Reading) -> Tensor:
         spread = hidden[:, :, None].expand(-1, -1, 3) if loaded.layout == "HWC" else hidden[:, None].expand(-1, 3, -1)
         hidden = spread.reshape(len(hidden), d)
     if hidden.shape[1] != d or len(hidden) not in {1, B}:
-        raise InvalidDataError(mask, f"a mask [{d}] for all queries or [{B}, {d}], one for each", list(hidden.shape))
+        raise InvalidDataError(
+            spoken(mask), f"a mask [{d}] for all queries or [{B}, {d}], one for each", list(hidden.shape)
+        )
     return hidden
 
 

@@ -48,14 +48,28 @@ def _type_of(asked: torch.dtype, scale: float, bank: MemoryBank) -> torch.dtype:
     stored = bank.patterns
     if stored.is_floating_point() and not asked.is_floating_point:
         asked = torch.float32  # a mean of real patterns is no whole number
-    if asked in {stored.dtype, torch.bool}:
+    if asked == stored.dtype:
         return asked
-    low, high = (float(end) * bank.scale / scale for end in stored.aminmax())
+    # torch looks for no ends among whole numbers of 16 bits without a sign
+    ends = (stored.numpy().min(), stored.numpy().max()) if stored.dtype == torch.uint16 else stored.aminmax()
+    low, high = (float(end) * bank.scale / scale for end in ends)
     for dtype in (asked, stored.dtype, torch.float32):
-        limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
-        if limits.min <= low and high <= limits.max:
+        least, most = _limits(dtype)
+        if least <= low and high <= most:
             return dtype
     return torch.float64
+
+
+def _limits(dtype: torch.dtype) -> tuple[float, float]:
+    """The smallest and the largest number of a type.
+
+    Returns:
+        They.
+    """
+    if dtype == torch.bool:
+        return 0, 1
+    limits = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+    return limits.min, limits.max
 
 
 def as_asked(patterns: Tensor, target: Target, bank: MemoryBank) -> Tensor:

@@ -16,7 +16,7 @@ from hopmem.errors import InvalidDataError, UsageError
 from hopmem.lock import writing
 from hopmem.model.kernel import small_blocks
 from hopmem.model.separation import nearest_delta
-from hopmem.patterns import Loaded, Reading, load
+from hopmem.patterns import Loaded, Reading, load, spoken
 from hopmem.pipeline.inspect import remember
 from hopmem.pipeline.outcome import Machine, Outcome
 from hopmem.results import StoreResult
@@ -69,7 +69,7 @@ def store(
         loaded = load(sources, reading if old is None else fitting(reading, old), first=0 if old is None else len(old))
         paired = None if values is None else load([values], replace(reading, key=None, id_column=None))
         new = _bank_of(_cast(loaded, dtype), paired, reading)
-        bank = new if old is None else _appended(old, new, sources[0])
+        bank = new if old is None else _appended(old, new, spoken(sources[0]))
         validated = bank.tuning is not None and bank.tuning.source == VALIDATED
         bank = bank if validated else bank.noting(tuning=None)  # what noise asks for, new patterns do not change
         warnings = [*loaded.notes, *_name_warnings(bank), *_zero_warnings(bank)]
