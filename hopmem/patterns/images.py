@@ -26,7 +26,8 @@ BYTES_OF_A_PIXEL = 4  # as Pillow holds it
 ORIENTATION, TURNED = 0x0112, frozenset({5, 6, 7, 8})  # the EXIF tag, and its values that swap width and height
 UNREADABLE = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RuntimeError,
-    OverflowError, ZeroDivisionError, MemoryError, struct.error, zlib.error, UnidentifiedImageError, Image.DecompressionBombError,
+    OverflowError, ZeroDivisionError, MemoryError, struct.error, zlib.error, UnidentifiedImageError,
+    Image.DecompressionBombError,
 )  # fmt: skip
 PLUGINS = (TiffImagePlugin, WebPImagePlugin)  # or Pillow would load all of its plugins to find these two
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "WEBP", "TIFF", "GIF", "PPM")  # for some others Pillow runs a program
