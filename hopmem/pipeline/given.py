@@ -53,11 +53,13 @@ def _type_of(asked: torch.dtype, scale: float, bank: MemoryBank) -> torch.dtype:
     # torch looks for no ends among whole numbers of 16 bits without a sign
     ends = (stored.numpy().min(), stored.numpy().max()) if stored.dtype == torch.uint16 else stored.aminmax()
     low, high = (float(end) * bank.scale / scale for end in ends)
-    for dtype in (asked, stored.dtype, torch.float32):
-        least, most = _limits(dtype)
-        if least <= low and high <= most:
-            return dtype
-    return torch.float64
+    least, most = _limits(asked)
+    if least <= low and high <= most:
+        return asked
+    wider = (torch.float32, torch.float64) if asked.is_floating_point else (torch.int32, torch.int64)
+    low, high = min(low, least), max(high, most)  # answers keep the entries that are known
+    fits = (dtype for dtype in (stored.dtype, *wider) if _limits(dtype)[0] <= low and high <= _limits(dtype)[1])
+    return next(fits, torch.float64)
 
 
 def _limits(dtype: torch.dtype) -> tuple[float, float]:
