@@ -58,7 +58,8 @@ def _type_of(asked: torch.dtype, scale: float, bank: MemoryBank) -> torch.dtype:
         return asked
     wider = (torch.float32, torch.float64) if asked.is_floating_point else (torch.int32, torch.int64)
     low, high = min(low, least), max(high, most)  # answers keep the entries that are known
-    fits = (dtype for dtype in (stored.dtype, *wider) if _limits(dtype)[0] <= low and high <= _limits(dtype)[1])
+    own = (stored.dtype,) if stored.is_floating_point() == asked.is_floating_point else ()
+    fits = (dtype for dtype in (*own, *wider) if _limits(dtype)[0] <= low and high <= _limits(dtype)[1])
     return next(fits, torch.float64)
 
 
