@@ -61,7 +61,7 @@ def integer_range(kind: torch.dtype) -> tuple[int, int]:
     return limits.min, limits.max
 
 
-LARGEST = 1e32  # of an entry of a pattern: lengths and mixtures of many then stay within float32
+LARGEST = torch.tensor(1e32).item()  # of an entry of a pattern: lengths and mixtures of many then stay within float32
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:

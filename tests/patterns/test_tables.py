@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hopmem.model.kernel import LARGEST
 from hopmem.patterns import Form, Loaded, Reading, load
 from tests.patterns import save
 from tests.refusal import raises_refusal
 
-FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+FLOATS = st.floats(-LARGEST, LARGEST, width=32, allow_nan=False)
 
 
 @pytest.fixture
