@@ -1,6 +1,5 @@
 """Tensors and metadata ↔ one safetensors file, whole or not at all."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,13 +9,15 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from hopmem import pages
 from hopmem.atomic import replacing
+from hopmem.bank.tensors import checksum, save_file
 from hopmem.errors import BankError, MissingInputError, UnreadableError
 from hopmem.header import CHEAP, CHECKSUMS, ITSELF, WRITER, check, of_metadata, steadily
 from hopmem.header import read as read_header
+from hopmem.model.kernel import blocks
 
 FORMAT = "hopmem.bank/1"
 AT_ONCE = 1 << 22  # numbers that are looked at together
@@ -39,13 +40,7 @@ def write(
     """
     with replacing(path, force=force) as temporary:
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
-        if "values" in kept and kept["values"].data_ptr() == kept["patterns"].data_ptr():
-            kept["values"] = kept["values"].clone()  # the format refuses two tensors in one memory
-        try:
-            save_file(kept, temporary, _with_checksums({"format": form, WRITER: version("hopmem")} | metadata, kept))
-        except SafetensorError as error:
-            raise UnreadableError(path, "room to write a bank", error) from error
-        _sort_header(temporary)
+        save_file(kept, temporary, _with_checksums({"format": form, WRITER: version("hopmem")} | metadata, kept))
 
 
 def read(path: str | Path, form: str = FORMAT, *, whole: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -104,6 +99,7 @@ def _read(path: str | Path, form: str, *, whole: bool) -> tuple[dict[str, Tensor
     except (SafetensorError, RuntimeError) as error:  # the latter where another file takes the name meanwhile
         raise BankError(path, "a safetensors file", error) from error
     for name, tensor in tensors.items():
+        pages.watch(tensor)
         if form == FORMAT and (whole or tensor.nbytes <= CHEAP):
             check_finite(path, name, tensor)
     return tensors, found.metadata
@@ -121,7 +117,7 @@ def check_finite(path: str | Path, name: str, tensor: Tensor) -> None:
         BankError: NaN or infinities.
     """
     flat = tensor.reshape(-1)
-    parts = (flat[start : start + AT_ONCE] for start in range(0, len(flat), AT_ONCE))
+    parts = (flat[some] for some in blocks(len(flat), AT_ONCE))
     if tensor.is_floating_point() and not all(bool(part.isfinite().all()) for part in parts):
         raise BankError(path, f"finite numbers in tensor {name}", "NaN or infinities")
 
@@ -162,12 +158,8 @@ def _with_checksums(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> 
     Returns:
         The metadata.
     """
-    kept = {name: _checksum(tensor) for name, tensor in tensors.items()} | {ITSELF: of_metadata(metadata)}
+    kept = {name: checksum(tensor) for name, tensor in tensors.items()} | {ITSELF: of_metadata(metadata)}
     return metadata | {CHECKSUMS: json.dumps(dict(sorted(kept.items())))}
-
-
-def _checksum(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.view(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
 def _check_format(path: str | Path, metadata: Mapping[str, str], form: str) -> None:
@@ -181,15 +173,3 @@ def _check_format(path: str | Path, metadata: Mapping[str, str], form: str) -> N
         raise BankError(path, f"a {kind.replace('.', ' ')}", "a safetensors file of another kind")
     if found != form:
         raise BankError(path, form, f"{found}, which needs hopmem {metadata.get(WRITER, 'of another version')}")
-
-
-def _sort_header(path: Path) -> None:
-    """Put the keys of a safetensors header in order, which the library leaves to chance: equal banks, equal bytes."""
-    with path.open("rb+") as file:
-        length = int.from_bytes(file.read(8), "little")
-        plain = json.loads(file.read(length))
-        plain["__metadata__"] = dict(sorted(plain["__metadata__"].items()))
-        text = json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) <= length:
-            file.seek(8)
-            file.write(text.ljust(length))

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from hopmem.bank.tuning import EQUAL, SAME, Tuning, tune
 from hopmem.errors import BankError, InvalidDataError
 from hopmem.lock import writing
 from hopmem.model.gram import Progress
-from hopmem.model.kernel import Exactly, FeatureMap, Features, Patterns, small_blocks
+from hopmem.model.kernel import Exactly, FeatureMap, Features, Patterns, small_blocks, taken
 from hopmem.model.separation import nearest_delta
 
 Layout = Literal["HW", "HWC", "CHW"]  # which axes of a pattern are an image's
@@ -199,9 +199,7 @@ class MemoryBank:
     def duplicates(self) -> list[list[int]]:
         """Groups of patterns that are equal in every entry, by their rows."""
         some = torch.linspace(0, self.dimension - 1, min(self.dimension, SKETCH), dtype=torch.float64).long()
-        alike = _same_bytes(self.patterns[:, some], range(len(self)))  # few are left that must be read whole
-        groups = [same for group in alike for same in _same_bytes(self.patterns, group)]
-        return sorted(groups)
+        return sorted(_same_bytes(self.patterns, _alike(self.patterns, some)))  # few must be read whole
 
     @property
     def distinct(self) -> Tensor:
@@ -283,19 +281,44 @@ class MemoryBank:
         return {1: "L", 3: "RGB"}.get(channels)
 
 
-def _same_bytes(X: Tensor, rows: Sequence[int]) -> list[list[int]]:
-    """Groups of equal rows among some of them, by a digest of their bytes.
+def _alike(X: Tensor, columns: Tensor) -> Tensor:
+    """Rows that some other row equals in some entries; a few more by chance.
+
+    Returns:
+        Rows, int64, in order.
+    """
+    digests = torch.empty(len(X), dtype=torch.int64)
+    for rows in small_blocks(*X.shape):
+        short = (int.from_bytes(each[:8], "little", signed=True) for each in _digests(X[rows, columns]))
+        digests[rows] = torch.tensor(list(short))
+    order = digests.argsort()
+    repeated = digests[order].diff() == 0
+    first = torch.zeros(1, dtype=torch.bool)
+    return order[torch.cat([repeated, first]) | torch.cat([first, repeated])].sort().values
+
+
+def _same_bytes(X: Tensor, rows: Tensor) -> list[list[int]]:
+    """Groups of equal rows among some of them.
 
     Returns:
         The groups of two and more.
     """
     groups: dict[bytes, list[int]] = {}
     for part in small_blocks(len(rows), X.shape[1]):
-        block = X[list(rows[part])].contiguous()
-        block = block + 0 if block.is_floating_point() else block  # −0 and 0 are one number in two ways
-        for row, raw in zip(rows[part], block.view(torch.uint8).numpy(), strict=True):
-            groups.setdefault(hashlib.blake2b(raw, digest_size=16).digest(), []).append(row)
+        for row, digest in zip(rows[part].tolist(), _digests(taken(X, rows[part])), strict=True):
+            groups.setdefault(digest, []).append(row)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _digests(X: Tensor) -> Iterator[bytes]:
+    """A digest of the bytes of each row; −0 and 0 are one number in two ways.
+
+    Yields:
+        16 bytes.
+    """
+    X = (X + 0 if X.is_floating_point() else X).contiguous()
+    for raw in X.view(torch.uint8).numpy():
+        yield hashlib.blake2b(raw, digest_size=16).digest()
 
 
 def _encodable(name: str) -> str:

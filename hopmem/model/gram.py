@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hopmem import pages
 from hopmem.model.kernel import Features, Rows, blocks, processor_has
 
 Progress = Callable[[int, int], None]  # called with (done, total)
@@ -50,6 +51,7 @@ def gram_blocks(Z: UnitRows, size: int, progress: Progress | None) -> Iterator[t
     for first, second, C in _ways(Z, size):
         pairs = C.numel() * (1 if second == first else 2)
         yield first, second, C
+        pages.rest()
         done += pairs
         if progress:
             progress(done, M * M)

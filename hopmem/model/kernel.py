@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
+from hopmem import pages
+
 Rows = slice | Tensor  # a range of rows, or an int64 tensor of row numbers
 AT_ONCE = 1 << 22  # entries of a block of patterns
+SCATTERED = 256  # rows read at a time where memory is scarce: the system brings 64 KiB along with each
 NARROW = 1 << 12  # entries whose squares float32 adds up without losing more than a digit
 LONG = 1e15  # a length up to which products in float32 are safe from its bounds, as from its inverse on
 
@@ -67,6 +70,8 @@ LARGEST = torch.tensor(1e32).item()  # of an entry of a pattern: lengths and mix
 def blocks(count: int, size: int) -> Iterator[slice]:
     """Cut `count` rows into consecutive slices of at most `size`.
 
+    Between two of them, memory that mapped files take is given back where there is a limit.
+
     Yields:
         The slices, in order; the last may be shorter.
 
@@ -74,6 +79,7 @@ def blocks(count: int, size: int) -> Iterator[slice]:
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     for start in range(0, count, size):
+        pages.rest()
         yield slice(start, min(start + size, count))
 
 
@@ -90,13 +96,25 @@ def small_blocks(count: int, width: int) -> Iterator[slice]:
     return blocks(count, max(1, min(4096, AT_ONCE // width)))
 
 
-def _beside(rows: Rows, stored: Tensor) -> Rows:
-    """Rows where what they name is stored, which may be another device.
+def taken(stored: Tensor, rows: Rows) -> Tensor:
+    """Some rows of a tensor, which may be on another device than their numbers.
+
+    Args:
+        stored: any rows [M, ...].
+        rows: m of them.
 
     Returns:
-        The rows.
+        [m, ...]; a view of a range.
     """
-    return rows if isinstance(rows, slice) else rows.to(stored.device)
+    if isinstance(rows, slice):
+        return stored[rows]
+    rows = rows.to(stored.device)
+    if len(rows) <= SCATTERED or not pages.scarce():
+        return stored[rows]
+    found = stored.new_empty(len(rows), *stored.shape[1:])
+    for some in blocks(len(rows), SCATTERED):
+        torch.index_select(stored, 0, rows[some], out=found[some])
+    return found
 
 
 @dataclass(frozen=True)
@@ -290,7 +308,7 @@ class Patterns:
         Returns:
             float32 [m, d] on the device.
         """
-        block = self.stored[_beside(rows, self.stored)]
+        block = taken(self.stored, rows)
         block = block if self.columns is None else block[:, self.columns.to(block.device)]
         block = block.to(self.device, torch.float32)
         return block if self.scale == 1.0 else block * self.scale
@@ -329,7 +347,7 @@ class Features:
             float32 [m, D] on the device.
         """
         if self.stored is not None:
-            return self.stored[_beside(rows, self.stored)].to(self.device, torch.float32)
+            return taken(self.stored, rows).to(self.device, torch.float32)
         return unit(self.phi(self.patterns[rows]))
 
     def products(self, rows: slice, T: Tensor, out: Tensor | None = None) -> Tensor:
@@ -364,9 +382,8 @@ class Features:
             Rows [m, D], perhaps on another device, and factors [m] where they are not of length one.
         """
         if self.stored is not None:
-            return self.stored[_beside(rows, self.stored)], None
-        stored = self.patterns.stored
-        return (stored[_beside(rows, stored)], self.inverse_lengths[rows]) if self.plain else (self[rows], None)
+            return taken(self.stored, rows), None
+        return (taken(self.patterns.stored, rows), self.inverse_lengths[rows]) if self.plain else (self[rows], None)
 
     @cached_property
     def inverse_lengths(self) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from hopmem.errors import HopmemError, InvalidDataError, MissingInputError, UnreadableError, UsageError
-from hopmem.model.kernel import LARGEST
+from hopmem.model.kernel import LARGEST, small_blocks
 from hopmem.patterns.arrays import load_array
 from hopmem.patterns.images import find_images, load_images
 from hopmem.patterns.source import IMAGE_SUFFIXES, Loaded, Reading, Skipped, safe_name, spoken
@@ -50,7 +50,6 @@ MAGIC = {
     b"PK": "npz",
 }
 EXPECTED = "an array (.npy .npz .safetensors .pt .idx -ubyte), a table (.csv .tsv), an image or a folder of images"
-CHECKED_AT_ONCE = 1 << 24  # entries looked at for NaN at a time
 
 
 def kind_of(path: Path) -> str | None:
@@ -212,18 +211,18 @@ def _checked(loaded: Loaded, source: str, reading: Reading) -> Loaded:
         return loaded
     stored, known = loaded.stored, loaded.known
     bad: dict[int, str] = {}
-    step, narrow = max(1, CHECKED_AT_ONCE // stored.shape[1]), stored.dtype == torch.float16
-    for start in range(0, len(stored), step):
-        block = stored[start : start + step]
+    narrow = stored.dtype == torch.float16
+    for rows in small_blocks(*stored.shape):
+        block = stored[rows]
         unknown, infinite = block.isnan(), block.isinf() if narrow else block.abs() > LARGEST
         if bool(unknown.any()) and reading.partial:
             if known is None:
                 known, stored = torch.ones(stored.shape, dtype=torch.bool), stored.clone()
-            known[start : start + step] &= ~unknown
-            stored[start : start + step] = block.masked_fill(unknown, 0)
+            known[rows] &= ~unknown
+            stored[rows] = block.masked_fill(unknown, 0)
             unknown = torch.zeros_like(unknown)
         for row in (unknown | infinite).any(1).nonzero()[:, 0].tolist():
-            bad[start + row] = f"an infinity, or more than {LARGEST:g}" if bool(infinite[row].any()) else "NaN"
+            bad[rows.start + row] = f"an infinity, or more than {LARGEST:g}" if bool(infinite[row].any()) else "NaN"
     loaded = replace(loaded, stored=stored, known=known)
     if not bad:
         return loaded

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hopmem.bank import MemoryBank
 from hopmem.errors import UsageError
+from hopmem.model.kernel import small_blocks
 from hopmem.patterns import Form, Layout, Loaded, Target, kind_of
 from hopmem.pipeline.asked import query_scale
 
@@ -50,9 +51,8 @@ def _type_of(asked: torch.dtype, scale: float, bank: MemoryBank) -> torch.dtype:
         asked = torch.float32  # a mean of real patterns is no whole number
     if asked == stored.dtype:
         return asked
-    # torch looks for no ends among whole numbers of 16 bits without a sign
-    ends = (stored.numpy().min(), stored.numpy().max()) if stored.dtype == torch.uint16 else stored.aminmax()
-    low, high = (float(end) * bank.scale / scale for end in ends)
+    lows, highs = zip(*(_ends(stored[rows]) for rows in small_blocks(*stored.shape)), strict=True)
+    low, high = (end * bank.scale / scale for end in (min(lows), max(highs)))
     least, most = _limits(asked)
     if least <= low and high <= most:
         return asked
@@ -61,6 +61,17 @@ def _type_of(asked: torch.dtype, scale: float, bank: MemoryBank) -> torch.dtype:
     own = (stored.dtype,) if stored.is_floating_point() == asked.is_floating_point else ()
     fits = (dtype for dtype in (*own, *wider) if _limits(dtype)[0] <= low and high <= _limits(dtype)[1])
     return next(fits, torch.float64)
+
+
+def _ends(rows: Tensor) -> tuple[float, float]:
+    """The smallest and the largest entry; torch looks for none among whole numbers of 16 bits without a sign.
+
+    Returns:
+        They.
+    """
+    rows = rows.int() if rows.dtype == torch.uint16 else rows
+    low, high = rows.aminmax()
+    return float(low), float(high)
 
 
 def _limits(dtype: torch.dtype) -> tuple[float, float]:

@@ -1,0 +1,68 @@
+"""Tensors → a safetensors file and their checksums, block by block: they may be larger than memory."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from hopmem.model.kernel import AT_ONCE, blocks
+
+ALIGNED = 8  # bytes of which the header's length is a multiple
+TYPES = {
+    torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.uint32: "U32",
+    torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16", torch.int16: "I16",
+    torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip # in the order in which the format's own library lays them out
+
+
+def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file: equal tensors, equal bytes.
+
+    Args:
+        tensors: by name, each contiguous on the CPU.
+        path: the file.
+        metadata: what the header says beside them.
+    """
+    order, begin = list(TYPES), 0
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    laid_out = sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0]))
+    for name, tensor in laid_out:
+        end = begin + tensor.nbytes
+        header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % ALIGNED)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in laid_out:
+            for part in _bytes(tensor):
+                file.write(part)
+
+
+def checksum(tensor: Tensor) -> str:
+    """SHA-256 of what is written of a tensor.
+
+    Args:
+        tensor: contiguous on the CPU.
+
+    Returns:
+        Hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for part in _bytes(tensor):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> Iterator[memoryview]:
+    """A tensor as it stands in the file.
+
+    Yields:
+        Its bytes, some at a time.
+    """
+    raw = tensor.view(-1).view(torch.uint8)
+    for some in blocks(len(raw), AT_ONCE):
+        yield raw[some].numpy().data
