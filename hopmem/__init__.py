@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     __version__: str
     from hopmem.bank import MemoryBank
     from hopmem.errors import HopmemError
-    from hopmem.verbs import Answer, Evaluation, Inspection, evaluate, inspect, optimize, retrieve
+    from hopmem.results import Evaluation, Inspection
+    from hopmem.verbs.evaluate import evaluate
+    from hopmem.verbs.inspect import inspect
+    from hopmem.verbs.optimize import optimize
+    from hopmem.verbs.retrieve import Answer, retrieve
 
 __all__ = [
     "Answer",

@@ -11,13 +11,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from hopmem import pages
 from hopmem.atomic import replacing
 from hopmem.bank.tensors import checksum, save_file
 from hopmem.errors import BankError, MissingInputError, UnreadableError
 from hopmem.header import CHEAP, CHECKSUMS, ITSELF, WRITER, check, of_metadata, steadily
 from hopmem.header import read as read_header
 from hopmem.model.kernel import blocks
+from hopmem.pages import watch
 
 FORMAT = "hopmem.bank/1"
 AT_ONCE = 1 << 22  # numbers that are looked at together
@@ -99,7 +99,7 @@ def _read(path: str | Path, form: str, *, whole: bool) -> tuple[dict[str, Tensor
     except (SafetensorError, RuntimeError) as error:  # the latter where another file takes the name meanwhile
         raise BankError(path, "a safetensors file", error) from error
     for name, tensor in tensors.items():
-        pages.watch(tensor)
+        watch(tensor)
         if form == FORMAT and (whole or tensor.nbytes <= CHEAP):
             check_finite(path, name, tensor)
     return tensors, found.metadata

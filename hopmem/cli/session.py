@@ -82,13 +82,14 @@ def machine(
     Yields:
         The machine to work on, watched from a terminal.
     """
-    from hopmem import devices, pages
+    from hopmem import devices
+    from hopmem.pages import limited
     from hopmem.pipeline import Machine
     from hopmem.report import watching
 
     devices.set_threads(threads)
     limit = None if memory_limit is None else devices.size(memory_limit)
-    with pages.limited(limit), watching(quiet=quiet) as watch:
+    with limited(limit), watching(quiet=quiet) as watch:
         yield Machine(device, seed, devices.budget(memory_limit), watch)
 
 

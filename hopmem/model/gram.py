@@ -13,8 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hopmem import pages
 from hopmem.model.kernel import Features, Rows, blocks, processor_has
+from hopmem.pages import rest
 
 Progress = Callable[[int, int], None]  # called with (done, total)
 
@@ -51,7 +51,7 @@ def gram_blocks(Z: UnitRows, size: int, progress: Progress | None) -> Iterator[t
     for first, second, C in _ways(Z, size):
         pairs = C.numel() * (1 if second == first else 2)
         yield first, second, C
-        pages.rest()
+        rest()
         done += pairs
         if progress:
             progress(done, M * M)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from hopmem import pages
+from hopmem.pages import rest, scarce
 
 Rows = slice | Tensor  # a range of rows, or an int64 tensor of row numbers
 AT_ONCE = 1 << 22  # entries of a block of patterns
@@ -79,7 +79,7 @@ def blocks(count: int, size: int) -> Iterator[slice]:
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
     """
     for start in range(0, count, size):
-        pages.rest()
+        rest()
         yield slice(start, min(start + size, count))
 
 
@@ -109,7 +109,7 @@ def taken(stored: Tensor, rows: Rows) -> Tensor:
     if isinstance(rows, slice):
         return stored[rows]
     rows = rows.to(stored.device)
-    if len(rows) <= SCATTERED or not pages.scarce():
+    if len(rows) <= SCATTERED or not scarce():
         return stored[rows]
     found = stored.new_empty(len(rows), *stored.shape[1:])
     for some in blocks(len(rows), SCATTERED):

@@ -20,8 +20,8 @@ from safetensors import safe_open as open_safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hopmem import pages
 from hopmem.errors import InvalidDataError, UnreadableError
+from hopmem.pages import watch
 from hopmem.patterns.source import Form, Loaded, Reading, guess_layout, pixel_scale
 from hopmem.patterns.unpack import Stream, allow, unpacked
 
@@ -79,7 +79,7 @@ def load_array(path: Path, kind: str, reading: Reading) -> Loaded:
         raise InvalidDataError(
             path, "real numbers of at least 8 bits, 16 if real", str(array.dtype).removeprefix("torch.")
         )
-    pages.watch(array)
+    watch(array)
     shape = tuple(array.shape[1:]) or (1,)
     layout = guess_layout(shape, reading.layout)
     return Loaded(
