@@ -20,7 +20,7 @@ check: .venv/.ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m tests.fuzz --seconds 60
+	$(BIN)/python -m tests.fuzz --seconds 60 --seed 1
 	$(BIN)/python -m pytest -n auto -m 'not gpu'
 
 # The readers against files that nobody would write, for as many seconds as are given: make fuzz FOR=3600

@@ -304,6 +304,8 @@ def _read_idx(path: Path, reading: Reading) -> tuple[Tensor, str | None]:
             shape, dtype = _idx_header(path, file)
             size = math.prod(shape) * dtype.itemsize
             allow(path, size, reading.unpack_limit if zipped else size)
+            if not size:
+                raise InvalidDataError(path, "an array [N, ...] with N ≥ 1 rows", f"shape {list(shape)}")
             raw = unpacked(file, size + 1) if zipped else np.memmap(path, np.uint8, "c")[file.tell() :]
     except DAMAGED as error:
         raise UnreadableError(path, "an idx file", error) from error

@@ -126,7 +126,8 @@ def keeping(target: Target | None, run: str | None, before: tuple[slice, ...] | 
         try:
             yield kept
         except BaseException as error:
-            if before is None and not kept.count and not isinstance(error, KeyboardInterrupt):
+            full = isinstance(error, UnreadableError)  # what was kept would be in the way of everything else
+            if before is None and (full or not kept.count) and not isinstance(error, KeyboardInterrupt):
                 _forget(folder)
             raise
         _forget(folder)
