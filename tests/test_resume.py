@@ -221,7 +221,8 @@ def test_a_signal_costs_no_more_than_a_block(number: signal.Signals, bank: Path,
         [*command, tmp_path / "out.npy"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a job in the background would ignore
+        # A job in the background would ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 # before any thread
     )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("out.npy.checkpoint/*-*"))) < 5:
