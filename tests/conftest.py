@@ -22,6 +22,15 @@ IMAGE_NAMES = ("a.png", "b.bmp", "deep/c.tif", "deep/down/d.png", "e.png", "f.pn
 VECTOR_NAMES = tuple("ABCDEFGHIJKL")
 
 
+def write_queries(path: Path, vectors: Array, count: int) -> Path:
+    """So many noisy copies of patterns as .npy, some of them partial."""
+    draw = np.random.default_rng(5)
+    rows = vectors[draw.integers(len(vectors), size=count)] + 0.5 * draw.standard_normal((count, vectors.shape[1]))
+    rows[::97, :3] = np.nan
+    np.save(path, rows.astype(np.float32))
+    return path
+
+
 @pytest.fixture(scope="session")
 def hopmem() -> Hopmem:
     """Run the command line here, and check how it ends: `hopmem("inspect", bank, code=0)`."""

@@ -12,7 +12,7 @@ from hopmem.devices import DEFAULT_BUDGET
 from hopmem.patterns import Reading
 from hopmem.pipeline import Machine
 from hopmem.pipeline.retrieve import retrieve
-from tests.conftest import Array, Ask, Hopmem
+from tests.conftest import Array, Ask, Hopmem, write_queries
 
 COUNT = 5000
 LITTLE = ["--memory-limit", "1M"]  # blocks of 1,365 queries of six entries
@@ -20,12 +20,7 @@ LITTLE = ["--memory-limit", "1M"]  # blocks of 1,365 queries of six entries
 
 @pytest.fixture(scope="module")
 def queries(vectors: Array, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    draw = np.random.default_rng(5)
-    rows = vectors[draw.integers(12, size=COUNT)] + 0.5 * draw.standard_normal((COUNT, 6)).astype(np.float32)
-    rows[::97, :3] = np.nan
-    path = tmp_path_factory.mktemp("queries") / "queries.npy"
-    np.save(path, rows.astype(np.float32))
-    return path
+    return write_queries(tmp_path_factory.mktemp("queries") / "queries.npy", vectors, COUNT)
 
 
 def alike(first: dict[str, Any], second: dict[str, Any]) -> None:

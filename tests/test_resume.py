@@ -18,7 +18,7 @@ from hopmem.patterns import Reading
 from hopmem.pipeline import Machine, Outcome
 from hopmem.pipeline.retrieve import retrieve
 from hopmem.results import RetrieveResult
-from tests.conftest import Array, Hopmem
+from tests.conftest import Array, Hopmem, write_queries
 from tests.refusal import raises_refusal
 
 COUNT, BUDGET = 1000, 1 << 16  # blocks of 341 queries of six entries: three of them
@@ -27,12 +27,7 @@ LITTLE = ["--memory-limit", "1M"]  # blocks of 1,365 such queries
 
 @pytest.fixture(scope="module")
 def queries(vectors: Array, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    draw = np.random.default_rng(5)
-    rows = vectors[draw.integers(12, size=COUNT)] + 0.5 * draw.standard_normal((COUNT, 6)).astype(np.float32)
-    rows[::97, :3] = np.nan
-    path = tmp_path_factory.mktemp("queries") / "queries.npy"
-    np.save(path, rows.astype(np.float32))
-    return path
+    return write_queries(tmp_path_factory.mktemp("queries") / "queries.npy", vectors, COUNT)
 
 
 class Run:
@@ -117,7 +112,7 @@ def test_pictures_that_stand_are_not_written_again(pictures: Run, tmp_path: Path
     out = tmp_path / "out"
     pictures(tmp_path / "whole")
     assert pictures(out, stop_at=28).interrupted == 130
-    standing = {each.name: each.stat().st_mtime_ns for each in out.iterdir()}
+    standing = {each.name: each.stat().st_mtime_ns for each in out.glob("[!.]*")}
     assert len(standing) == 28
     (out / "030.png").write_bytes(b"of a block that was not finished")
     (out / "003.png").unlink()  # by somebody
@@ -125,6 +120,15 @@ def test_pictures_that_stand_are_not_written_again(pictures: Run, tmp_path: Path
     pictures(out, resume=True)
     assert {name: (out / name).stat().st_mtime_ns for name in standing} == standing
     assert content(out) == content(tmp_path / "whole")
+
+
+def test_a_folder_that_is_here_needs_no_name(pictures: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    pictures(Path(), stop_at=28)
+    pictures(Path(), resume=True)
+    assert min(pictures.answered) > 28
+    assert len(list(Path().iterdir())) == 56
 
 
 def test_without_resume_the_work_begins_anew_and_asks_for_what_stands(pictures: Run, tmp_path: Path):

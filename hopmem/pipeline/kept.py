@@ -21,7 +21,7 @@ from hopmem.patterns import Loaded, Target
 from hopmem.verbs import Answer
 
 FORMAT = "hopmem.answers/1"
-SUFFIX = ".checkpoint"  # of the folder beside the answers
+SUFFIX = ".checkpoint"  # of the folder beside the answers, or its name among pictures
 RUN = "run"  # the file that knows whose answers these are
 BLOCK = re.compile(r"(\d+)-(\d+)\.safetensors")
 OURS = re.compile(rf"{RUN}|{BLOCK.pattern}|\.hopmem-.*")  # all that such a folder may hold
@@ -106,7 +106,7 @@ def keeping(target: Target | None, run: str | None, before: tuple[slice, ...] | 
     """Keep answers until all of them are there, and for a later run where it does not come to that.
 
     Args:
-        target: where the answers go; they are kept in a folder beside it.
+        target: where the answers go; they are kept in a folder beside a file, or within a folder.
         run: `run_of` the bank, the queries and the options; None keeps nothing.
         before: what the `interrupted` run answered.
 
@@ -166,7 +166,13 @@ def _is_whole(path: Path) -> bool:
 
 
 def _beside(target: Target) -> Path:
-    return Path(target.path).with_name(Path(target.path).name + SUFFIX)
+    """Beside a file, and hidden within a folder: more than that may not be writable, and `.` has no name.
+
+    Returns:
+        A folder.
+    """
+    path = Path(target.path)
+    return path / SUFFIX if target.kind == "folder" else path.with_name(path.name + SUFFIX)
 
 
 def _block(folder: Path, rows: slice) -> Path:
