@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import entmax
+from hopmem.model.entmax import weights
 from hopmem.model.kernel import Features, blocks, unit
 from hopmem.model.scan import combine, known_scores, memory_rows, query_blocks, scores
 from hopmem.model.weighing import VISIBLE
@@ -192,7 +192,7 @@ def answer(baseline: Baseline, beta: float, S: Tensor, memory: Features, budget:
     if baseline.snap:
         return Found(index, memory.patterns[index.cpu()], torch.ones_like(index))
     # Below their maximum scores are small, and float32 holds them; LOWEST is as good as −∞.
-    P = entmax((beta * (S - S.amax(1, keepdim=True))).clamp_min(LOWEST).float(), baseline.alpha)
+    P = weights((beta * (S - S.amax(1, keepdim=True))).clamp_min(LOWEST).float(), baseline.alpha)
     visible = (VISIBLE if baseline.alpha == 1 else 0) < P
     return Found(index, combine(P, memory.patterns, memory.patterns.dimension, budget), visible.sum(1))
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import conjugate, entmax, reach_of_support, stretch, tsallis_exp
+from hopmem.model.entmax import conjugate, weights
 from hopmem.model.exponents import Exponents, about, root
 from hopmem.model.held import rescored
 from hopmem.model.kernel import Features, blocks
@@ -19,6 +19,7 @@ from hopmem.model.passes import Scores, fused
 from hopmem.model.picks import BYTES, Picks
 from hopmem.model.scan import RowBlocks, combine, memory_rows, query_blocks, top_scores
 from hopmem.model.sieve import Sieve, group_size
+from hopmem.model.threshold import reach_of_support, stretch, tsallis_exp
 from hopmem.model.weighing import VISIBLE, Association, Weighing
 
 MOST_READINGS = 8  # blocks of states that are each held with all their weights: as many passes are cheaper beyond
@@ -94,7 +95,7 @@ def dense(Y: Tensor, memory: Features, how: Weighing) -> Association:
     S = Y.new_empty(len(Y), len(memory))
     for rows in blocks(len(memory), memory_rows(2 * memory.dimension, how.budget)):
         S[:, rows] = Y @ memory.exact(rows).T  # [b, m]
-    P = entmax(how.beta * S, how.alpha)
+    P = weights(how.beta * S, how.alpha)
     index = top_scores(S, min(max(2, how.top), len(memory)))
 
     def mix(rows_of: RowBlocks, width: int, some: Tensor) -> Tensor:

@@ -1,35 +1,26 @@
-"""α-entmax and its conjugate Ψ*_α, for every α ≥ 1, through one threshold solver.
+"""α-entmax over the rows of a tensor, for every α ≥ 1: its values, its conjugate Ψ*_α, and its derivative.
 
-With the Tsallis exponential exp_α(u) = [1 + (α−1)u]₊^{1/(α−1)}, which is exp(u) at α = 1, the α-entmax of a row s
-whose largest entry is 0 (Peters, Niculae, Martins, 2019, arXiv 1905.05702) is
+The derivative is closed (Peters, Niculae, Martins, 2019, arXiv 1905.05702): with q_i = p_i^{2−α} on the support and 0
+outside, dp_i = q_i (ds_i − Σ_j q_j ds_j / Σ_j q_j). That by α (Correia, Niculae, Martins, 2019, arXiv 1909.00015) is
+written here with φ₂(x) = (e^x − 1 − x)/x², which loses nothing as α → 1:
 
-    p_i = e^{−c} exp_α(s_i e^{(α−1)c})   with c = −ln max_i p_i, the root of   ln Σ_i exp_α(s_i e^{(α−1)c}) = c.
-
-The left side falls from at least 0 at c = 0 to at most c at c = ln M, so the root is unique and bracketed. At α = 1 it
-does not depend on c: one step solves softmax. Written in the logarithm of the largest weight the equation is well
-conditioned from one-hot rows to rows of a million equal entries, where the usual threshold τ cancels.
+    dp_i/dα = h_i − q_i Σ_j h_j / Σ_j q_j   with h_i = −p_i ln² p_i φ₂(−(α−1) ln p_i)
 """
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Sums = Callable[[Tensor], tuple[Tensor, Tensor]]  # c [..., 1] ↦ Σ exp_α(u) and its derivative [..., 1]
+from hopmem.model.threshold import log_peak, partial_sums, stretch, tsallis_exp
+
+NEAR = 0.1  # arguments up to which φ₂ is summed as a series: beyond, the differences lose less than two digits
+TERMS = 9  # of that series: the next is below 1e-17
 
 
-def across(G: Tensor) -> Tensor:
-    """The sum of each row, as a column.
-
-    Returns:
-        [..., 1].
-    """
-    return G.sum(-1, keepdim=True)
-
-
-def entmax(S: Tensor, alpha: float) -> Tensor:
-    """α-entmax over the last axis.
+def weights(S: Tensor, alpha: float) -> Tensor:
+    """α-entmax over the last axis, as numbers: whoever needs a gradient takes `entmax`.
 
     Args:
         S: finite scores [..., M].
@@ -38,7 +29,7 @@ def entmax(S: Tensor, alpha: float) -> Tensor:
     Returns:
         Weights [..., M] of the type of `S`; each row is non-negative and sums to one.
 
-    >>> entmax(torch.tensor([1.0, 0.5, -1.0]), alpha=2.0)
+    >>> weights(torch.tensor([1.0, 0.5, -1.0]), alpha=2.0)
     tensor([0.7500, 0.2500, 0.0000])
     """
     if S.shape[-1] == 1:
@@ -65,7 +56,7 @@ def conjugate(S: Tensor, P: Tensor, alpha: float) -> Tensor:
         The value of each row [...].
 
     >>> S = torch.tensor([0.0, 0.0])
-    >>> conjugate(S, entmax(S, 1.0), 1.0)
+    >>> conjugate(S, weights(S, 1.0), 1.0)
     tensor(0.6931)
     """
     log_P = P.clamp_min(torch.finfo(P.dtype).tiny).log()
@@ -76,113 +67,115 @@ def conjugate(S: Tensor, P: Tensor, alpha: float) -> Tensor:
     return largest + inner + (P * surprise).sum(-1)
 
 
-def tsallis_exp(u: Tensor, alpha: float) -> Tensor:
-    """exp_α(u), zero where 1 + (α−1)u ≤ 0; through log1p, so that α → 1 loses nothing.
-
-    Returns:
-        Values of the shape of `u`.
-    """
-    if alpha == 1:
-        # Below the normal numbers arithmetic is a hundred times slower, and a weight of 1e-38 is nobody's.
-        lowest = math.log(torch.finfo(u.dtype).tiny) + 1
-        return u.clamp_min(lowest).exp().masked_fill_(u < lowest, 0)
-    base = ((alpha - 1) * u).clamp_min_(-1)
-    if alpha in {1.5, 2.0}:  # the usual ones, without a logarithm
-        return base.add_(1) if alpha == 2 else base.add_(1).square_()
-    return torch.exp(torch.log1p(base) / (alpha - 1))
-
-
-def stretch(c: Tensor, alpha: float) -> Tensor:
-    """e^{(α−1)c}, kept finite for any α.
-
-    Returns:
-        The factor of each row [..., 1].
-    """
-    return ((alpha - 1) * c).clamp_max(math.log(torch.finfo(c.dtype).max) - 1).exp()
-
-
-def reach_of_support(c: Tensor, alpha: float) -> Tensor:
-    """How far below the largest score the support ends: where 1 + (α−1) s e^{(α−1)c} = 0.
+def entmax(S: Tensor, alpha: float | Tensor) -> Tensor:
+    """α-entmax over the last axis, differentiable by the scores and by α.
 
     Args:
-        c: minus the logarithm of the largest weight [..., 1].
-        alpha: α > 1.
+        S: scores [..., M]; −∞ is a score that gets no weight.
+        alpha: α ≥ 1; a tensor broadcasts against [..., 1], one for each head, say.
 
     Returns:
-        −s > 0 [..., 1].
+        Weights [..., M] of the type of `S`, float32 under autocast. Each row is non-negative and sums to one, but a row
+        of −∞ alone, which is zero.
+
+    >>> S = torch.tensor([1.0, 0.5, -1.0], requires_grad=True)
+    >>> P = entmax(S, 2.0)
+    >>> P[0].backward()
+    >>> S.grad
+    tensor([ 0.5000, -0.5000,  0.0000])
     """
-    return 1 / ((alpha - 1) * stretch(c, alpha))
+    if S.shape[-1] == 0:
+        return S
+    S = S.float() if torch.is_autocast_enabled(S.device.type) else S
+    blocked = S.amax(-1, keepdim=True) == -math.inf
+    s = S.masked_fill(blocked, 0)
+    softmax = not isinstance(alpha, Tensor) and alpha == 1
+    P: Tensor = s.softmax(-1) if softmax else _Entmax.apply(s, alpha)  # type: ignore[no-untyped-call]
+    return P.masked_fill(blocked, 0)
 
 
-def log_peak(
-    sums: Sums,
-    c: Tensor,
-    M: int,
-    tolerance: float = 512 * 2.0**-52,
-    steep: float = 1.0,
-    max_iterations: int = 200,
-) -> Tensor:
-    """C = −ln of the largest weight, by Newton's method inside a bracket that halves when Newton is slow.
-
-    All that is asked of the scores is two sums, and sums of parts add up: the parts may be blocks that are never held
-    together, or lie on different machines.
+@torch.library.custom_op("hopmem::entmax_weights", mutates_args=())
+def _weights(S: Tensor, alpha: Tensor) -> Tensor:
+    """`weights` with an α for each row: one operator to a compiler, which can't look into the search for a threshold.
 
     Args:
-        sums: of the scores at some c, as `partial_sums` gives them.
-        c: where to begin, in [0, ln M], of the shape [..., 1].
-        M: scores in a row.
-        tolerance: of the sum of the weights, all of which rise and fall together, and so of c; not less than the sums
-            are exact to.
-        steep: the slope of g up to which the tolerance is that of c alone, where what the scores are rounded by makes
-            an error of the sum. Only up to α = 2: beyond, a slope may be that of an edge, and tells nothing.
-        max_iterations: a bound that is never met: bisection alone ends within 64.
+        S: scores [..., M].
+        alpha: float64, broadcasts against [..., 1].
 
     Returns:
-        c [..., 1], in [0, ln M].
+        Weights [..., M].
     """
-    low, high, last = torch.zeros_like(c), torch.full_like(c, math.log(M)), torch.full_like(c, math.inf)
-    tolerance = max(tolerance, 512 * torch.finfo(c.dtype).eps)
-    for _ in range(max_iterations):
-        total, rate = sums(c)
-        gap, slope = total.log() - c, rate / total - 1  # g(c) = ln Σ exp_α(s e^{(α−1)c}) − c, and g′(c) ≤ −1
-        low, high = torch.where(gap >= 0, c, low), torch.where(gap <= 0, c, high)
-        newton = c - gap / slope
-        # For α > 2 an entry at the edge of the support has an infinite slope, and Newton would creep.
-        trusted = (newton >= low) & (newton <= high) & (gap.abs() <= last / 2)
-        following = torch.where(trusted, newton, (low + high) / 2)
-        done = (gap.abs() <= tolerance * slope.abs().clamp_max(steep)) | (following == c)
-        if bool(done.all()):
-            break
-        c, last = torch.where(done, c, following), gap.abs()
-    return c
+    if alpha.numel() == 1:
+        return weights(S, float(alpha))
+    each, P = alpha.expand(*S.shape[:-1], 1)[..., 0], torch.empty_like(S)
+    for value in torch.unique(each).tolist():
+        P[each == value] = weights(S[each == value], value)
+    return P
 
 
-def partial_sums(s: Tensor, c: Tensor, alpha: float, add: Callable[[Tensor], Tensor] = across) -> tuple[Tensor, Tensor]:
-    """Σ exp_α(u) and its derivative by c, with u = s e^{(α−1)c}.
+@_weights.register_fake
+def _(S: Tensor, alpha: Tensor) -> Tensor:
+    return torch.empty_like(S)
 
-    With the base x = [1 + (α−1)u]₊ the sum is Σ x^{1/(α−1)}, and its derivative that sum less Σ x^{1/(α−1) − 1}.
 
-    Args:
-        s: some of the scores, less the largest of all [..., m].
-        c: minus the logarithm of the largest weight [..., 1].
-        alpha: α ≥ 1.
-        add: adds up the terms, where the scores of a row do not lie in a row.
+class _Entmax(torch.autograd.Function):
+    """`weights` and its closed-form derivative: no graph goes through the search for the threshold."""
+
+    @staticmethod
+    def forward(S: Tensor, alpha: float | Tensor) -> Tensor:
+        P: Tensor = _weights(S, torch.as_tensor(alpha, dtype=torch.float64, device=S.device).detach())
+        return P
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float | Tensor], output: Tensor) -> None:
+        alpha = inputs[1]
+        ctx.learned = isinstance(alpha, Tensor)
+        ctx.save_for_backward(output, alpha if ctx.learned else None)
+        ctx.alpha = None if ctx.learned else alpha
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor | None]:
+        P, alpha = ctx.saved_tensors
+        exact, G = P.double(), G.double()  # for α > 2 a slope at the edge of the support may reach 1e16
+        slope = _slope(exact, alpha.double() if ctx.learned else ctx.alpha)
+        total = slope.sum(-1, keepdim=True)
+        by_scores = slope * (G - (slope * G).sum(-1, keepdim=True) / total)
+        if not ctx.learned or not ctx.needs_input_grad[1]:
+            return by_scores.to(P.dtype), None
+        bent = _bend(exact, alpha.double())
+        by_alpha = G * (bent - slope * (bent.sum(-1, keepdim=True) / total))
+        return by_scores.to(P.dtype), by_alpha.sum(-1, keepdim=True).sum_to_size(alpha.shape).to(alpha.dtype)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, int | None], S: Tensor, alpha: float | Tensor) -> tuple[Tensor, int]:
+        S = S.expand(info.batch_size, *S.shape) if in_dims[0] is None else S.movedim(in_dims[0], 0)
+        if isinstance(alpha, Tensor) and in_dims[1] is not None:
+            alpha = alpha.movedim(in_dims[1], 0)
+            alpha = alpha.reshape(len(alpha), *[1] * (S.dim() - alpha.dim()), *alpha.shape[1:])
+        return _Entmax.apply(S, alpha), 0  # type: ignore[no-untyped-call]
+
+
+def _slope(P: Tensor, alpha: float | Tensor) -> Tensor:
+    """The slopes q = p^{2−α} on the support, 0 outside.
 
     Returns:
-        Both [..., 1].
+        [..., M].
     """
-    if alpha == 1:
-        total = add(tsallis_exp(s, 1))
-        return total, torch.zeros_like(total)
-    u = s * ((alpha - 1) * stretch(c, alpha)).clamp_max(torch.finfo(s.dtype).max).to(s)
-    if alpha == 2:
-        total = add(u.add_(1).clamp_min_(0))
-        return total, total - add(u.sign_())
-    if alpha == 1.5:
-        below = add(u.add_(1).clamp_min_(0))
-        total = add(u.square_())
-        return total, total - below
-    logarithm = u.clamp_min_(-1).log1p()  # of the base, which near 1 has lost its digits
-    G = logarithm.div_(alpha - 1).exp_()
-    total = add(G)
-    return total, total - add(G.div_(u.add_(1).clamp_min_(torch.finfo(u.dtype).tiny)))
+    inside = P > 0
+    return torch.where(inside, torch.where(inside, P, 1) ** (2 - alpha), 0)
+
+
+def _bend(P: Tensor, alpha: Tensor) -> Tensor:
+    """H = −p ln² p φ₂(−(α−1) ln p): how a weight changes with α while the threshold stays.
+
+    Returns:
+        [..., M].
+    """
+    log_P = torch.where(P > 0, P, 1).log()
+    x = (1 - alpha) * log_P
+    far = torch.where(x > NEAR, x, 1)
+    near, term = torch.zeros_like(x), torch.full_like(x, 0.5)
+    for k in range(TERMS):
+        near, term = near + term, term * x.clamp_max(NEAR) / (k + 3)
+    phi = torch.where(x > NEAR, (torch.expm1(far) - far) / far.square(), near)
+    return -P * log_P.square() * phi

@@ -1,7 +1,7 @@
 """Exponents β (s_μ − m) of α-entmax, α > 1, over all memories: where the threshold lies, and what it lets through.
 
-Passes that add up find c = −ln of the largest weight (`entmax.log_peak`); one more mixes. The exponents are kept, where
-they fit, or computed anew at each pass.
+Passes that add up find c = −ln of the largest weight (`threshold.log_peak`); one more mixes. The exponents are kept,
+where they fit, or computed anew at each pass.
 """
 
 import math
@@ -13,10 +13,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import log_peak, partial_sums, tsallis_exp
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.passes import ARRAYS, Scores, peaks
 from hopmem.model.scan import RowBlocks
+from hopmem.model.threshold import log_peak, partial_sums, tsallis_exp
 
 MOST_EDGES = 1 << 20  # memories of which it is found out exactly whether they have a weight
 STEEP = 64.0  # slope of the sum of the weights that rounding of the scores may have
@@ -119,7 +119,7 @@ class Exponents:
         return ((memory.exact(rows).to(T) @ T - self.peak) * self.beta).T.double()
 
     def sums(self, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-        """What `entmax.log_peak` asks for, in one pass.
+        """What `threshold.log_peak` asks for, in one pass.
 
         Args:
             c: minus the logarithm of the largest weight [b, 1].
@@ -194,11 +194,11 @@ class Summable(Protocol):
         """The memories."""
 
     def sums(self, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-        """What `entmax.log_peak` asks for."""
+        """What `threshold.log_peak` asks for."""
 
 
 def root(exponents: Summable, alpha: float, start: Tensor) -> Tensor:
-    """C = −ln of the largest weight, by a few passes (see `entmax.log_peak`).
+    """C = −ln of the largest weight, by a few passes (see `threshold.log_peak`).
 
     Args:
         exponents: of b states and M memories.

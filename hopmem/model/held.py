@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import conjugate, entmax
+from hopmem.model.entmax import conjugate, weights
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.scan import RowBlocks
 from hopmem.model.weighing import VISIBLE, Association, Weighing
@@ -89,7 +89,7 @@ def held(index: Tensor, S: Tensor, how: Weighing) -> Association:
     Returns:
         The association.
     """
-    P = entmax(how.beta * S, how.alpha)
+    P = weights(how.beta * S, how.alpha)
     support = ((VISIBLE if how.alpha == 1 else 0) < P).sum(1)
 
     def mix(rows_of: RowBlocks, width: int, some: Tensor) -> Tensor:

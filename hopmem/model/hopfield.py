@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hopmem.model.association import associate
-from hopmem.model.entmax import conjugate, entmax
+from hopmem.model.entmax import conjugate, weights
 from hopmem.model.gram import Progress
 from hopmem.model.kernel import Features, blocks, unit
 from hopmem.model.scan import RowBlocks, combine, known_scores, query_blocks, scores, top_scores
@@ -246,7 +246,7 @@ def _read(Y: Tensor, S: Tensor, readout: RowBlocks, width: int, dynamics: Dynami
     Returns:
         The answers of the block, after one update each.
     """
-    P = entmax(dynamics.beta * S, dynamics.alpha)
+    P = weights(dynamics.beta * S, dynamics.alpha)
     E = energy(Y, S.amax(1).double(), conjugate(dynamics.beta * S, P, dynamics.alpha).double(), dynamics.beta)
     once = torch.ones(len(S), dtype=torch.int64, device=S.device)
     return _summary(S, P, E, once, once.bool(), readout, width, dynamics)

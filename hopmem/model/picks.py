@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hopmem.model.entmax import partial_sums, tsallis_exp
 from hopmem.model.exponents import MOST_EDGES, Mixture, limits
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.passes import Scores
 from hopmem.model.scan import RowBlocks
 from hopmem.model.sieve import group_size, maxima
+from hopmem.model.threshold import partial_sums, tsallis_exp
 
 BYTES = 32  # for each memory that is picked: its state, its number, its exponent, and what is worked out of them
 SPARSE = 64  # one weight in so many and fewer, and to add up weighted rows is quicker than the product with all
@@ -102,7 +102,7 @@ class Picks:
         return replace(self, peak=peak, exponent=S.sub_(peak[self.state]).mul_(self.beta))
 
     def sums(self, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-        """What `entmax.log_peak` asks for.
+        """What `threshold.log_peak` asks for.
 
         Args:
             c: minus the logarithm of the largest weight [b, 1].

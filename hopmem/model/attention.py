@@ -1,0 +1,138 @@
+"""The update of a kernelized Hopfield network for many heads at once, differentiable: attention between features.
+
+With states q and stored patterns k as rows, a step in association space and the readout of values v are
+
+    q ← Σ_μ p_μ k_μ    and    Σ_μ p_μ v_μ,    p = α-entmax(β ⟨Φ(k_μ), Φ(q)⟩)
+
+(Ramsauer et al., 2020, arXiv 2008.02217; Φ as in U-Hop, 2024, arXiv 2404.03827). Without a map, Φ is the identity and
+one step is the attention of transformers. With one, features are of unit length, for queries and keys alike, so that β
+means the same before and after Stage I.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout, normalize, scaled_dot_product_attention
+
+from hopmem.errors import InvalidDataError
+from hopmem.model.entmax import entmax
+
+
+@dataclass(frozen=True)
+class Heads:
+    """How the heads of a layer associate. A tensor has a number for each head, [H, 1, 1]."""
+
+    alpha: float | Tensor
+    beta: float | Tensor
+    W: Tensor | None = None  # [H, D, d], Φ(u) = W u of each head; None: the identity
+    steps: int = 1  # in association space; the last reads the values
+    dropout: float = 0.0  # share of the weights that the readout leaves out
+
+
+def features(U: Tensor, W: Tensor | None) -> Tensor:
+    """Φ of the rows of each head.
+
+    Args:
+        U: rows [..., H, N, d].
+        W: maps [H, D, d]; None is the identity.
+
+    Returns:
+        Unit features [..., H, N, D]; the rows themselves where there is no map.
+    """
+    return U if W is None else normalize(U @ W.mT, dim=-1)
+
+
+def attend(
+    Q: Tensor, K: Tensor, V: Tensor, heads: Heads, mask: Tensor | None = None, *, need_weights: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Retrieve what each query is associated with.
+
+    Args:
+        Q: queries [B, H, L, d].
+        K: stored patterns [B, H, S, d].
+        V: what is read out of them [B, H, S, e].
+        heads: how.
+        mask: broadcasts against [B, H, L, S]: False where a query sees nothing of a pattern, or numbers that are
+            added to the scores.
+        need_weights: return them too.
+
+    Returns:
+        Readouts [B, H, L, e], zero where a query sees no pattern, and weights [B, H, L, S] or None.
+    """
+    Z = features(K, heads.W)
+    for _ in range(heads.steps - 1):
+        Q = _mixed(features(Q, heads.W), Z, K, heads, mask, 0.0)
+    Q = features(Q, heads.W)
+    if not need_weights:
+        return _mixed(Q, Z, V, heads, mask, heads.dropout), None
+    P = associate(Q, Z, heads, mask)
+    return dropout(P, heads.dropout) @ V.to(P), P
+
+
+def associate(Q: Tensor, Z: Tensor, heads: Heads, mask: Tensor | None) -> Tensor:
+    """The weights p = α-entmax(β ⟨z_μ, q⟩).
+
+    Returns:
+        Weights [B, H, L, S]; zero where a query sees no pattern.
+    """
+    S = (Q * heads.beta) @ Z.mT  # [B, H, L, S]
+    if mask is not None:
+        S = S.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else S + mask
+    return entmax(S, heads.alpha)
+
+
+def _mixed(Q: Tensor, Z: Tensor, V: Tensor, heads: Heads, mask: Tensor | None, left_out: float) -> Tensor:
+    """Σ_μ p_μ v_μ; softmax runs on torch's fused attention, which holds no weights.
+
+    Returns:
+        [B, H, L, e].
+    """
+    if isinstance(heads.alpha, Tensor) or heads.alpha != 1:
+        P = associate(Q, Z, heads, mask)
+        return dropout(P, left_out) @ V.to(P)
+    scale = heads.beta
+    if isinstance(scale, Tensor):
+        Q, scale = Q * scale, 1.0
+    Z, V = (U.expand(len(Q), -1, -1, -1) for U in (Z, V))  # a batch of one serves all
+    return scaled_dot_product_attention(Q, Z, V, attn_mask=mask, dropout_p=left_out, scale=scale)
+
+
+def mask_of(
+    padding: Tensor | None, attention: Tensor | None, shape: tuple[int, int, int, int], like: Tensor, *, is_causal: bool
+) -> Tensor | None:
+    """What the masks of `torch.nn.MultiheadAttention` say together.
+
+    Args:
+        padding: [B, S], True where a key is none, or numbers that are added to the scores.
+        attention: [L, S] or [B·H, L, S], alike.
+        shape: (B, H, L, S).
+        like: a tensor on the device and of the type of the scores.
+        is_causal: queries see keys up to their own place, where `attention` does not say what they see.
+
+    Returns:
+        As `attend` takes it, or None where all see all.
+
+    Raises:
+        InvalidDataError: a mask of another shape.
+    """
+    B, H, L, S = shape
+    if is_causal and attention is None:
+        attention = torch.ones(L, S, dtype=torch.bool, device=like.device).triu(1)
+    masks = []
+    if padding is not None:
+        if padding.shape != (B, S):
+            raise InvalidDataError("key_padding_mask", f"shape [{B}, {S}]", list(padding.shape))
+        masks.append(padding[:, None, None, :])
+    if attention is not None:
+        if attention.shape not in {(L, S), (B * H, L, S)}:
+            raise InvalidDataError("attn_mask", f"shape [{L}, {S}] or [{B * H}, {L}, {S}]", list(attention.shape))
+        masks.append(attention.view(B, H, L, S) if attention.dim() == 3 else attention)
+    if not masks:
+        return None
+    if all(mask.dtype == torch.bool for mask in masks):
+        return ~(masks[0] | masks[-1])
+    none = torch.zeros((), dtype=like.dtype, device=like.device)
+    added = (none.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask.to(like) for mask in masks)
+    return sum(added, none)
