@@ -3,40 +3,65 @@
 import argparse
 import sys
 import time
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from experiments.setting import MissingDataError, Setting, data_folder
 
 PAPERS = (
     "landscapes", "basins", "metastable", "codes", "assignment", "losses", "memory_size", "noise_level",
 )  # fmt: skip
-NAMES = (*PAPERS, "objectives", "temperature")  # the last two are hopmem's own tables, in docs/science.md
+LEARNING = ("mil", "images")  # the papers' tables of networks, with options of their own
+OWN = ("objectives", "temperature")  # hopmem's own tables, in docs/science.md
+NAMES = (*PAPERS, *LEARNING, *OWN)
+GROUPS = {"all": PAPERS, "learning": LEARNING}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one experiment, or all of the papers' figures and tables.
+    """Run one experiment, or all of the papers' figures and tables of retrieval (all) or of networks (learning).
 
     Returns:
         The exit code.
     """
     parser = argparse.ArgumentParser(prog="python -m experiments", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=[*NAMES, "all"], metavar="NAME", help=", ".join([*NAMES, "all"]))
+    choices = [*NAMES, *GROUPS]
+    parser.add_argument("names", nargs="+", choices=choices, metavar="NAME", help=", ".join(choices))
     parser.add_argument("--data", type=Path, default=data_folder(), help="a folder with the data; default: HOPMEM_DATA")
     parser.add_argument("--out", type=Path, default=Path("results"), help="where CSV and PNG go; default: results")
     parser.add_argument("--seeds", type=int, help="repetitions; default: as many as the paper has")
     parser.add_argument("--quick", action="store_true", help="in seconds, on little data")
+    options = {field.name: field for name in LEARNING for field in fields(import_module(f"experiments.{name}").Options)}
+    for name, field in options.items():
+        kind = str if isinstance(field.default, tuple) else type(field.default)
+        count = "+" if isinstance(field.default, tuple) else None
+        parser.add_argument(f"--{name}", type=kind, nargs=count, help=f"{field.metadata['help']} (learning)")
     asked = parser.parse_args(arguments)
     setting = Setting(asked.out, asked.data, asked.seeds, asked.quick)
-    for name in PAPERS if "all" in asked.names else asked.names:
+    for name in [each for asked_for in asked.names for each in GROUPS.get(asked_for, (asked_for,))]:
         began = time.perf_counter()
         try:
-            import_module(f"experiments.{name}").run(setting)
+            module = import_module(f"experiments.{name}")
+            module.run(setting, *_options(module, asked))
         except MissingDataError as error:
             print(f"{name}: {error}", file=sys.stderr)
             return 3
         print(f"{name}: {time.perf_counter() - began:.0f} s, in {setting.out}", file=sys.stderr)
     return 0
+
+
+def _options(module: ModuleType, asked: argparse.Namespace) -> list[Any]:
+    """What was asked of an experiment that has options of its own.
+
+    Returns:
+        Its options, or nothing.
+    """
+    if not hasattr(module, "Options"):
+        return []
+    found = {field.name: getattr(asked, field.name) for field in fields(module.Options)}
+    return [module.Options(**{name: value for name, value in found.items() if value is not None})]
 
 
 if __name__ == "__main__":

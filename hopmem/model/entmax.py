@@ -136,15 +136,19 @@ class _Entmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor | None]:
         P, alpha = ctx.saved_tensors
-        exact, G = P.double(), G.double()  # for α > 2 a slope at the edge of the support may reach 1e16
-        slope = _slope(exact, alpha.double() if ctx.learned else ctx.alpha)
+        if not ctx.learned and ctx.alpha <= 2:
+            slope = _slope(P, ctx.alpha)
+            return slope * (G - (slope * G).sum(-1, keepdim=True) / slope.sum(-1, keepdim=True)), None
+        # For α > 2 the slopes may reach 1e16 at the edge of the support.
+        exact, G, a = P.double(), G.double(), alpha.double() if ctx.learned else ctx.alpha
+        slope = _slope(exact, a)
         total = slope.sum(-1, keepdim=True)
-        by_scores = slope * (G - (slope * G).sum(-1, keepdim=True) / total)
+        by_scores = (slope * (G - (slope * G).sum(-1, keepdim=True) / total)).to(P.dtype)
         if not ctx.learned or not ctx.needs_input_grad[1]:
-            return by_scores.to(P.dtype), None
-        bent = _bend(exact, alpha.double())
+            return by_scores, None
+        bent = _bend(exact, a)
         by_alpha = G * (bent - slope * (bent.sum(-1, keepdim=True) / total))
-        return by_scores.to(P.dtype), by_alpha.sum(-1, keepdim=True).sum_to_size(alpha.shape).to(alpha.dtype)
+        return by_scores, by_alpha.sum(-1, keepdim=True).sum_to_size(alpha.shape).to(alpha.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, int | None], S: Tensor, alpha: float | Tensor) -> tuple[Tensor, int]:
@@ -162,6 +166,8 @@ def _slope(P: Tensor, alpha: float | Tensor) -> Tensor:
         [..., M].
     """
     inside = P > 0
+    if not isinstance(alpha, Tensor) and alpha == 2:
+        return inside.to(P.dtype)
     return torch.where(inside, torch.where(inside, P, 1) ** (2 - alpha), 0)
 
 
