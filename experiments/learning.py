@@ -1,8 +1,8 @@
 """What the learning experiments share: the memories that they compare, Stage I between steps, and a paired test.
 
 Every memory learns its own β for each head, so each is judged at the temperature that suits it, and what a map does to
-the temperature is not taken for what it does to the memories. `unit` is the map before Stage I, an isometry: products of
-unit features. What U-Hop adds is the difference to that, and what unit length adds its difference to no map.
+the temperature is not taken for what it does to the memories. `unit` is the map before Stage I, an isometry: it
+compares unit features. What U-Hop adds is the difference to that, and what unit length adds its difference to no map.
 """
 
 import math
@@ -107,6 +107,7 @@ class StageOne:
             self.network(*inputs)
         for hook in hooks:
             hook.remove()
+        assert len(seen) == len(self.layers), "a layer that was not called has no keys"
         for _ in range(STEPS):
             self.optimizer.zero_grad()
             for layer, keys, padding in seen:

@@ -142,3 +142,20 @@ def cosine_on_known(x: ArrayLike, known: ArrayLike, u: ArrayLike) -> float:
     pairs = [(a, b) for a, b, seen in zip(real(x), real(u), np.asarray(known, dtype=bool), strict=True) if seen]
     norms = math.sqrt(sum(a * a for a, _ in pairs)) * math.sqrt(sum(b * b for _, b in pairs))
     return sum(a * b for a, b in pairs) / norms if norms else 0.0
+
+
+def attend(
+    Q: ArrayLike, K: ArrayLike, V: ArrayLike, W: ArrayLike | None, alpha: float, beta: float, steps: int
+) -> tuple[Array, Array]:
+    """The answers and weights of one head: steps − 1 updates among the keys, then the readout of the values."""
+    Z = real(K) if W is None else features(K, W)
+    answers, found = [], []
+    for q in real(Q):
+        state = q
+        for step in range(steps):
+            y = state if W is None else features(state[None], W)[0]
+            p = weights(y, Z, alpha, beta)
+            state = mix(p, V if step == steps - 1 else K)
+        answers.append(state)
+        found.append(p)
+    return np.stack(answers), np.stack(found)

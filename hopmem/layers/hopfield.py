@@ -103,8 +103,8 @@ class Hopfield(nn.Module):
         for bias in (self.in_proj_bias, self.out_proj.bias):
             if bias is not None:
                 nn.init.zeros_(bias)
-        for W in () if self.feature_map is None else self.feature_map:
-            nn.init.orthogonal_(W)
+        for W in () if self.feature_map is None else self.feature_map.data:
+            W.copy_(nn.init.orthogonal_(torch.empty_like(W, dtype=torch.float32)))  # which half precision can't find
 
     @classmethod
     def from_attention(cls, mha: nn.MultiheadAttention, **options: Unpack[Options]) -> Self:
@@ -200,7 +200,7 @@ class Hopfield(nn.Module):
         value = key if value is None else value
         if query.dim() == 2:
             padding = None if key_padding_mask is None else key_padding_mask[None]
-            output, P = self(
+            output, P = self.forward(
                 *_batch_of_one(query, key, value), padding, attn_mask, need_weights, average_attn_weights, is_causal
             )
             return output[0], None if P is None else P[0]
@@ -267,6 +267,9 @@ class Hopfield(nn.Module):
         return U.view(*U.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
 
     def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        if query.is_nested:
+            advice = "a nested one (of torch's encoder: enable_nested_tensor=False avoids it)"
+            raise InvalidDataError("query", "a padded tensor", advice)
         S = key.shape[1] if key.dim() == 3 else "S"
         widths, rows = (self.embed_dim, self.kdim, self.vdim), ("L", "S", S)
         for name, U, width, count in zip(("query", "key", "value"), (query, key, value), widths, rows, strict=True):

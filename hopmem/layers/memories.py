@@ -72,7 +72,8 @@ class HopfieldLayer(nn.Module):
         """
         key = self.memories[None]
         value = key if self.values is None else self.values[None]
-        return self.hopfield.forward(query, key, value, None, attn_mask, need_weights, average_attn_weights)
+        output: Output = self.hopfield(query, key, value, None, attn_mask, need_weights, average_attn_weights)
+        return output
 
     def feature_map_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of Φ, which Stage I learns.

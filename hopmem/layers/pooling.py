@@ -55,9 +55,10 @@ class HopfieldPooling(nn.Module):
             Answers [B, num_queries, E], and weights [B, num_queries, S] (or of each head) or None.
         """
         queries = self.queries.expand(len(key), -1, -1) if key.dim() == 3 else self.queries
-        return self.hopfield.forward(
+        output: Output = self.hopfield(
             queries, key, value, key_padding_mask, attn_mask, need_weights, average_attn_weights
         )
+        return output
 
     def feature_map_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters of Φ, which Stage I learns.
