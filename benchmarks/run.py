@@ -12,6 +12,7 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+import bench_layers
 import bench_optimize
 import bench_retrieve
 import bench_startup
@@ -19,7 +20,7 @@ import bench_store
 import torch
 from ratios import Ratio
 
-ALL = (bench_retrieve, bench_startup, bench_store, bench_optimize)
+ALL = (bench_retrieve, bench_layers, bench_startup, bench_store, bench_optimize)
 
 
 def processor() -> str:

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,16 @@ def test_the_python_example_runs(workplace, capsys):
     exec(compile(example, "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "['0', '1', '2', '3', '4']" in printed
+
+
+def test_the_examples_of_layers_run():
+    page = (ROOT / "docs" / "layers.md").read_text(encoding="utf-8")
+    examples = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(examples) == 2
+    for example in examples:
+        found: dict[str, Any] = {}
+        exec(compile(example, "layers.md", "exec"), found)
+    assert found["crowding"].item() < -2.9  # it was −2.0 before Stage I
 
 
 def test_make_has_the_targets_that_the_readme_names():

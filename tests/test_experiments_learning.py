@@ -1,0 +1,140 @@
+"""The learning experiments: what their tables must obey, and that each memory is what it says."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("matplotlib", reason="the experiments draw")
+
+from scipy.io import savemat
+from scipy.sparse import csc_matrix
+
+from experiments import images, mil
+from experiments.__main__ import main
+from experiments.learning import MEMORIES, StageOne, keys_at_once, paired, task_parameters
+from experiments.setting import MissingDataError, Setting
+
+NAMES = {"mil": mil, "images": images}
+Rows = list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where both have been run once, quick and without data."""
+    folder = tmp_path_factory.mktemp("learning")
+    for module in NAMES.values():
+        module.run(Setting(folder, quick=True))
+    return folder
+
+
+def table(out: Path, name: str) -> Rows:
+    with (out / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_leaves_tables_without_gaps_and_a_small_picture(out: Path, name: str) -> None:
+    for each in (name, f"{name}_summary"):
+        rows = table(out, each)
+        assert {row["memory"] for row in rows} == {memory.name for memory in MEMORIES}
+        assert all(cell not in {"", "nan", "inf", "-inf", None} for row in rows for cell in row.values())
+    picture = (out / f"{name}.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 1_000_000
+
+
+def test_the_summary_is_what_the_rows_say(out: Path) -> None:
+    rows, found = table(out, "mil"), table(out, "mil_summary")
+    for each in found:
+        mine = [float(row["auc"]) for row in rows if (row["set"], row["memory"]) == (each["set"], each["memory"])]
+        assert math.isclose(float(each["auc"]), np.mean(mine), abs_tol=1e-5)
+        assert float(each["over no map"]) == 0 or each["memory"] not in {"dense", "sparse"}
+
+
+def test_the_same_seeds_give_the_same_tables(out: Path, tmp_path: Path) -> None:
+    mil.run(Setting(tmp_path, quick=True), mil.Options(sets=("tiger",)))
+    again = {tuple(row.values()) for row in table(tmp_path, "mil")}
+    assert again == {tuple(row.values()) for row in table(out, "mil") if row["set"] == "tiger"}
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_a_set_is_read_bag_by_bag(tmp_path: Path, sparse: bool) -> None:
+    X, ids = np.arange(12.0).reshape(6, 2), np.array([[7, 7, 3, 3, 3, 9]], np.uint8)
+    labels = np.array([[1.0, 1, -1, -1, -1, 1]])
+    features = csc_matrix(X) if sparse else X
+    savemat(tmp_path / "elephant_100x100.mat", {"features": features, "bag_ids": ids, "labels": labels})
+    bags = mil.load(tmp_path, "elephant")
+    assert bags.y.tolist() == [0, 1, 1]  # bags 3, 7, 9
+    assert bags.padding.tolist() == [[False] * 3, [False, False, True], [False, True, True]]
+    assert bags.X[1, :2].tolist() == X[:2].tolist()
+    with pytest.raises(MissingDataError, match=r"fox\*\.mat"):
+        mil.load(tmp_path, "fox")
+
+
+def test_bags_are_standardised_by_others_without_their_padding() -> None:
+    bags = mil.load(None, "tiger")
+    scaled = bags.standardised(bags)
+    instances = scaled.X[~scaled.padding]
+    torch.testing.assert_close(instances.mean(0), torch.zeros(20), atol=1e-5, rtol=0)
+    torch.testing.assert_close(instances.std(0), torch.ones(20))
+    assert (scaled.X[scaled.padding] == 0).all()
+
+
+def networks() -> list[tuple[torch.nn.Module, tuple[Tensor, ...]]]:
+    memory = next(memory for memory in MEMORIES if memory.learned)
+    bags = mil.load(None, "tiger")
+    pictures = images.load(None, "cpu")[0].batch(slice(0, 8))[0]
+    vision = images.Network(32, 3, memory, images.Options(width=16, heads=2))
+    return [(mil.Network(20, memory, 8, 0.5), (bags.X, bags.padding)), (vision, (pictures,))]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_stage_one_moves_the_maps_of_every_layer_and_nothing_else(which: int) -> None:
+    network, given = networks()[which]
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    StageOne(network, "average").step(*given)
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == {name for name in before if name.endswith("feature_map")}
+    assert len(changed) == [1, 2][which]
+    kept = {id(parameter) for parameter in task_parameters(network)}
+    assert all((id(p) in kept) != name.endswith("feature_map") for name, p in network.named_parameters())
+
+
+def test_memories_of_a_kind_begin_with_the_same_weights() -> None:
+    states = []
+    for memory in MEMORIES[1:3]:
+        torch.manual_seed(0)
+        states.append(mil.Network(20, memory, 8, 0.5).state_dict())
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_keys_at_once_counts_equal_weights() -> None:
+    assert math.isclose(keys_at_once(torch.tensor([[0.25] * 4, [0.25] * 4])), 4, rel_tol=1e-6)
+    assert keys_at_once(torch.tensor([[0.0, 1.0]])) == 1
+
+
+def test_the_paired_test_is_that_of_student_and_more_careful_where_runs_share_data() -> None:
+    differences = [0.1, 0.3, 0.2, 0.05]
+    mean, p = paired(differences)
+    t = mean / math.sqrt(np.var(differences, ddof=1) / 4)
+    assert math.isclose(mean, 0.1625)
+    # the integral of Student's density with three degrees of freedom, in closed form
+    a = t / math.sqrt(3)
+    assert math.isclose(p, 1 - 2 / math.pi * (math.atan(a) + a / (1 + a * a)), rel_tol=1e-6)
+    assert paired(differences, shared=1 / 9)[1] > p
+    assert paired([0.0, 0.0]) == (0.0, 1.0)
+    assert paired([0.2, 0.2]) == (0.2, 0.0)
+    assert paired([0.3]) == (0.3, 1.0)
+
+
+def test_options_come_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["mil", "--quick", "--seeds", "1", "--sets", "musk", "--out", str(tmp_path)]) == 0
+    assert {row["set"] for row in table(tmp_path, "mil")} == {"musk"}
+    with pytest.raises(SystemExit):
+        main(["mil", "--sides", "3"])
+    capsys.readouterr()
