@@ -2,15 +2,17 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from statistics import fmean, stdev
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
+from torch import Tensor
 
 import hopmem
+from experiments.setting import Setting
 from hopmem.bank import MemoryBank
 from hopmem.results import Row
 from hopmem.verbs.trial import BANK
@@ -47,6 +49,7 @@ class Point:
 
 
 HEADER = tuple(field.name for field in fields(Point))
+Measured = Callable[[str, Tensor, Setting], Iterable[Point]]  # name of the data, images, setting
 
 
 def measure(data: str, raw: MemoryBank, noises: Sequence[str], methods: Sequence[str], samples: int) -> Iterator[Point]:
@@ -73,16 +76,27 @@ def measure(data: str, raw: MemoryBank, noises: Sequence[str], methods: Sequence
         yield _point(data, raw, DENOISE, row)
 
 
+def record(setting: Setting, name: str, measured: Measured, x: str, label: str) -> None:
+    """Measure on MNIST and CIFAR-10, write a row for each query set and method, and draw the means.
+
+    Args:
+        setting: data, and where results go.
+        name: of the table and the picture.
+        measured: all points of a data set.
+        x: the field that is the abscissa.
+        label: what it says below.
+    """
+    points = list(measured("mnist", setting.mnist(), setting))
+    points += measured("cifar10", setting.cifar10()[0], setting)
+    setting.write(name, HEADER, [astuple(point) for point in points])
+    setting.save(panels(points, x, label), name)
+
+
 def _point(data: str, raw: MemoryBank, method: str, row: Row) -> Point:
     """A row of `evaluate`, with all that is needed to find it again."""
     kind, level = row.noise.split(":")
     beta = math.nan if row.beta is None else row.beta
     return Point(data, kind, float(level), row.size, raw.seed, method, row.accuracy, row.error, beta)
-
-
-def table(points: Sequence[Point]) -> list[tuple]:
-    """Rows of a CSV under HEADER."""
-    return [astuple(point) for point in points]
 
 
 def panels(points: Sequence[Point], x: str, label: str) -> Figure:

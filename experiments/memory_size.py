@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from experiments.curves import BASELINES, DENOISE, HEADER, UHOP, Point, measure, panels, table
+from experiments.curves import BASELINES, DENOISE, UHOP, Point, measure, record
 from experiments.setting import Setting, bank_of
 
 NOISES = ("mask:0.5", "gaussian:0.5")
@@ -45,7 +45,4 @@ def measured(data: str, images: Tensor, setting: Setting) -> Iterator[Point]:
 
 def run(setting: Setting) -> None:
     """Write a row for each query set and method, and draw the means."""
-    points = list(measured("mnist", setting.mnist(), setting))
-    points += measured("cifar10", setting.cifar10()[0], setting)
-    setting.write("memory_size", HEADER, table(points))
-    setting.save(panels(points, "size", "memories M"), "memory_size")
+    record(setting, "memory_size", measured, "size", "memories M")

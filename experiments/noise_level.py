@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from experiments.curves import BASELINES, DENOISE, HEADER, UHOP, Point, measure, panels, table
+from experiments.curves import BASELINES, DENOISE, UHOP, Point, measure, record
 from experiments.setting import Setting, bank_of
 
 COUNT = 100  # memories
@@ -35,7 +35,4 @@ def measured(data: str, images: Tensor, setting: Setting) -> Iterator[Point]:
 
 def run(setting: Setting) -> None:
     """Write a row for each query set and method, and draw the means."""
-    points = list(measured("mnist", setting.mnist(), setting))
-    points += measured("cifar10", setting.cifar10()[0], setting)
-    setting.write("noise_level", HEADER, table(points))
-    setting.save(panels(points, "level", "level"), "noise_level")
+    record(setting, "noise_level", measured, "level", "level")

@@ -1,6 +1,5 @@
 """Experiments of the papers' codes, point assignment and retrieval curves, in quick runs on invented data."""
 
-import csv
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +12,7 @@ pytest.importorskip("matplotlib", reason="experiments draw")
 
 from experiments import assignment, codes, curves, memory_size, noise_level
 from experiments.setting import Setting, bank_of, blots
+from tests.experiment import assert_is_small_picture, table
 
 EXPERIMENTS = {"codes": codes, "assignment": assignment, "memory_size": memory_size, "noise_level": noise_level}
 CURVES = ("memory_size", "noise_level")
@@ -26,15 +26,9 @@ def results(tmp_path_factory) -> Path:
     return out
 
 
-def table(results: Path, name: str) -> list[dict[str, str]]:
-    with (results / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_leaves_a_small_picture(results, name):
-    picture = (results / f"{name}.png").read_bytes()
-    assert picture.startswith(b"\x89PNG") and len(picture) < 1_000_000
+    assert_is_small_picture(results / f"{name}.png")
 
 
 def test_separations_lie_between_the_bounds_and_reach_the_best_known_code(results):

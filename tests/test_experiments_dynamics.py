@@ -1,6 +1,5 @@
 """The landscapes, basins, metastable states and loss curves: what their tables must obey whatever the numbers are."""
 
-import csv
 from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
@@ -15,9 +14,9 @@ from experiments.published import algorithm_1
 from experiments.setting import Setting
 from hopmem.model.kernel import FeatureMap, unit
 from hopmem.model.separation import average_loss
+from tests.experiment import assert_has_no_gaps, assert_is_small_picture, table
 
 NAMES = {"landscapes": landscapes, "basins": basins, "metastable": metastable, "losses": losses}
-Rows = list[dict[str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +28,10 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def table(out: Path, name: str) -> Rows:
-    with (out / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_leaves_a_table_without_gaps_and_a_small_picture(out: Path, name: str) -> None:
-    rows = table(out, name)
-    assert rows
-    assert all(cell not in {"", "nan", "inf", "-inf", None} for row in rows for cell in row.values())
-    picture = (out / f"{name}.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert len(picture) < 1_000_000
+    assert_has_no_gaps(table(out, name))
+    assert_is_small_picture(out / f"{name}.png")
 
 
 def test_stage_one_sets_memories_apart_and_raises_the_barrier_between_unit_features(out: Path) -> None:

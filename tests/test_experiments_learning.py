@@ -1,6 +1,5 @@
 """The learning experiments: what their tables must obey, and that each memory is what it says."""
 
-import csv
 import math
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from experiments import images, mil
 from experiments.__main__ import main
 from experiments.learning import MEMORIES, StageOne, keys_at_once, paired, task_parameters
 from experiments.setting import MissingDataError, Setting
+from tests.experiment import assert_has_no_gaps, assert_is_small_picture, table
 
 NAMES = {"mil": mil, "images": images}
-Rows = list[dict[str, str]]
 
 
 @pytest.fixture(scope="module")
@@ -32,20 +31,13 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def table(out: Path, name: str) -> Rows:
-    with (out / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_leaves_tables_without_gaps_and_a_small_picture(out: Path, name: str) -> None:
     for each in (name, f"{name}_summary"):
         rows = table(out, each)
         assert {row["memory"] for row in rows} == {memory.name for memory in MEMORIES}
-        assert all(cell not in {"", "nan", "inf", "-inf", None} for row in rows for cell in row.values())
-    picture = (out / f"{name}.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert len(picture) < 1_000_000
+        assert_has_no_gaps(rows)
+    assert_is_small_picture(out / f"{name}.png")
 
 
 def test_the_summary_is_what_the_rows_say(out: Path) -> None:
