@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from experiments.setting import MissingDataError, Setting, data_folder
+from experiments.setting import BadDataError, MissingDataError, Setting, data_folder
 
 PAPERS = (
     "landscapes", "basins", "metastable", "codes", "assignment", "losses", "memory_size", "noise_level",
@@ -45,9 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             module = import_module(f"experiments.{name}")
             module.run(setting, *_options(module, asked))
-        except MissingDataError as error:
+        except (MissingDataError, BadDataError) as error:
             print(f"{name}: {error}", file=sys.stderr)
-            return 3
+            return 3 if isinstance(error, MissingDataError) else 4
         print(f"{name}: {time.perf_counter() - began:.0f} s, in {setting.out}", file=sys.stderr)
     return 0
 

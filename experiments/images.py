@@ -29,10 +29,11 @@ from experiments.learning import (
     Memory,
     StageOne,
     keys_at_once,
+    mean_beta,
     paired,
     parts,
     shared_out,
-    task_parameters,
+    task_optimizer,
 )
 from experiments.setting import Setting, blots
 from hopmem.layers import Hopfield
@@ -77,6 +78,7 @@ class Epoch:
     train_accuracy: float
     test_loss: float
     test_accuracy: float
+    beta: float  # mean over heads and blocks
     keys: float  # that a query mixes, mean over blocks, see `keys_at_once`
 
 
@@ -151,12 +153,13 @@ def _read(path: Path, device: str) -> Images:
         raw = [tar.extractfile(member).read() for member in members]
     names = [Path(member.name).parent.name for member in members]
     pixels = np.stack([np.asarray(Image.open(io.BytesIO(each)).convert("RGB")) for each in raw]).transpose(0, 3, 1, 2)
-    classes = torch.tensor([sorted(set(names)).index(name) for name in names])
+    number = {name: place for place, name in enumerate(sorted(set(names)))}
+    classes = torch.tensor([number[name] for name in names])
     return Images(torch.from_numpy(np.ascontiguousarray(pixels)).to(device), classes.to(device))
 
 
-def tested(network: Network, images: Images) -> tuple[float, float, float]:
-    """Loss and accuracy, and the keys that a query mixes."""
+def tested(network: Network, images: Images) -> tuple[float, float, float, float]:
+    """Loss and accuracy, β, and the keys that a query mixes."""
     network.eval()
     noted: list[float] = []
 
@@ -170,7 +173,7 @@ def tested(network: Network, images: Images) -> tuple[float, float, float]:
     for hook in hooks:
         hook.remove()
     loss = float(cross_entropy(logits, images.classes))
-    return loss, float((logits.argmax(1) == images.classes).float().mean()), fmean(noted)
+    return loss, float((logits.argmax(1) == images.classes).float().mean()), mean_beta(network), fmean(noted)
 
 
 def trained(task: Task) -> list[Epoch]:
@@ -179,7 +182,7 @@ def trained(task: Task) -> list[Epoch]:
     torch.manual_seed(task.seed)
     network = Network(train.pixels.shape[-1], int(train.classes.max()) + 1, task.memory, task.options)
     network.to(task.options.device)
-    optimizer = torch.optim.AdamW(task_parameters(network), RATE, weight_decay=DECAY, fused=True)
+    optimizer = task_optimizer(network, RATE, DECAY)
     rate = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.options.epochs * -(-len(train.classes) // BATCH))
     stage_one = StageOne(network, "average") if task.memory.learned else None
     order = torch.Generator().manual_seed(task.seed)
@@ -205,7 +208,7 @@ def trained(task: Task) -> list[Epoch]:
 
 SUMMARY = (
     "memory", "highest training accuracy", "spread", "test accuracy", "spread of it", "over no map", "p over no map",
-    "over unit", "p over unit", "keys",
+    "over unit", "p over unit", "beta", "keys",
 )  # fmt: skip
 
 
@@ -223,8 +226,8 @@ def summary(epochs: Sequence[Epoch]) -> list[tuple[str | float, ...]]:
         for other in (kind, f"{kind}, unit"):
             compared += paired([test[memory.name, seed] - test[other, seed] for seed in seeds])
         spreads = [stdev(each) if len(seeds) > 1 else 0.0 for each in (highest, ended)]
-        keys = fmean(each.keys for each in mine if each.epoch == last)
-        rows.append((memory.name, fmean(highest), spreads[0], fmean(ended), spreads[1], *compared, keys))
+        beta, keys = (fmean(getattr(e, value) for e in mine if e.epoch == last) for value in ("beta", "keys"))
+        rows.append((memory.name, fmean(highest), spreads[0], fmean(ended), spreads[1], *compared, beta, keys))
     return rows
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
+from inspect import signature
 from multiprocessing import get_context
 from statistics import fmean, variance
 from typing import Literal, TypeVar
@@ -28,6 +29,8 @@ Task = TypeVar("Task")
 Row = TypeVar("Row")
 RATE = 1e-3  # of Adam, in Stage I
 STEPS = 1  # of Stage I before each step of the task
+BETA_RATE = 1e-2  # of the optimizer, for ln β: it has hundreds of steps to find its temperature
+INPUTS = signature(Hopfield(1).forward)
 
 
 @dataclass(frozen=True)
@@ -95,15 +98,13 @@ class StageOne:
         """
         seen: list[tuple[Hopfield, Tensor, Tensor | None]] = []
 
-        def note(layer: nn.Module, given: tuple[Tensor | None, ...]) -> None:
-            assert isinstance(layer, Hopfield)
-            query, key, padding = given[0], given[1] if len(given) > 1 else None, given[3] if len(given) > 3 else None
-            keys = query if key is None else key
-            assert keys is not None
-            seen.append((layer, keys.detach(), padding))
+        def note(layer: Hopfield, given: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+            asked = INPUTS.bind(*given, **named).arguments
+            keys = asked["query"] if asked.get("key") is None else asked["key"]
+            seen.append((layer, keys.detach(), asked.get("key_padding_mask")))
 
-        hooks = [layer.register_forward_pre_hook(note) for layer in self.layers]
-        with torch.no_grad():
+        hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in self.layers]
+        with torch.no_grad(), torch.random.fork_rng():  # the task's dropout is that of the other memories
             self.network(*inputs)
         for hook in hooks:
             hook.remove()
@@ -115,10 +116,22 @@ class StageOne:
             self.optimizer.step()
 
 
-def task_parameters(network: nn.Module) -> list[nn.Parameter]:
-    """All parameters but the maps, which Stage I alone learns."""
-    maps = {id(W) for layer in network.modules() if isinstance(layer, Hopfield) for W in layer.feature_map_parameters()}
-    return [parameter for parameter in network.parameters() if id(parameter) not in maps]
+def task_optimizer(network: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
+    """AdamW of all but the maps, which Stage I alone learns; β is not decayed, as 1 is no better than another."""
+    rest, betas = [], []
+    for name, parameter in network.named_parameters():
+        if name.endswith("learned_log_beta"):
+            betas.append(parameter)
+        elif not name.endswith("feature_map"):
+            rest.append(parameter)
+    groups = [{"params": rest}, {"params": betas, "lr": BETA_RATE, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, rate, weight_decay=decay, fused=True)
+
+
+def mean_beta(network: nn.Module) -> float:
+    """β, mean over heads and layers."""
+    layers = [layer for layer in network.modules() if isinstance(layer, Hopfield)]
+    return fmean(float(beta) for layer in layers for beta in layer.beta.detach().flatten())
 
 
 def keys_at_once(P: Tensor) -> float:
@@ -140,12 +153,12 @@ def paired(differences: Sequence[float], shared: float = 0.0) -> tuple[float, fl
         shared: what was tested on over what was trained on; 0 where runs are independent.
 
     Returns:
-        The mean difference, and p.
+        The mean difference, and p; nan where all differences are the same, or there is one.
     """
     n, mean = len(differences), fmean(differences)
     scale = math.sqrt((1 / n + shared) * variance(differences)) if n > 1 else 0.0
-    if scale == 0:
-        return mean, 1.0 if mean == 0 or n < 2 else 0.0
+    if scale <= 1e-12 * abs(mean):
+        return mean, 1.0 if n > 1 and mean == 0 else math.nan
     return mean, float(2 * stats.t.sf(abs(mean) / scale, n - 1))
 
 

@@ -9,22 +9,19 @@ fold of that one network at that one epoch counts.
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, fields
-from functools import lru_cache
+from dataclasses import asdict, astuple, dataclass, field, fields
 from itertools import product
 from pathlib import Path
 from statistics import fmean, stdev
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
-from scipy.io import loadmat
-from scipy.sparse import issparse
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from experiments.bags import Bags, load
 from experiments.learning import (
     COLOURS,
     MARKS,
@@ -32,12 +29,13 @@ from experiments.learning import (
     Memory,
     StageOne,
     keys_at_once,
+    mean_beta,
     paired,
     parts,
     shared_out,
-    task_parameters,
+    task_optimizer,
 )
-from experiments.setting import MissingDataError, Setting
+from experiments.setting import Setting
 from hopmem.layers import HopfieldPooling
 
 SEEDS = 5
@@ -56,30 +54,6 @@ class Options:
     epochs: int = field(default=40, metadata={"help": "at most"})
     folds: int = field(default=10, metadata={"help": "outer folds"})
     workers: int = field(default=0, metadata={"help": "processes; 0: as many as there are cores"})
-
-
-@dataclass(frozen=True)
-class Bags:
-    """Sets of instances, padded to the largest."""
-
-    X: Tensor  # [N, S, d] float32
-    padding: Tensor  # [N, S] bool, True where there is no instance
-    y: Tensor  # [N] float32, 1 where the bag holds what is looked for
-
-    def __getitem__(self, rows: Tensor) -> "Bags":
-        """Some bags."""
-        return Bags(self.X[rows], self.padding[rows], self.y[rows])
-
-    def __len__(self) -> int:
-        """N."""
-        return len(self.y)
-
-    def standardised(self, like: "Bags") -> "Bags":
-        """Each entry less its mean, over its spread, in the instances of other bags."""
-        instances = like.X[~like.padding]
-        spread = instances.std(0)
-        scaled = (self.X - instances.mean(0)) / torch.where(spread > 0, spread, 1)
-        return Bags(scaled.masked_fill(self.padding[..., None], 0), self.padding, self.y)
 
 
 @dataclass(frozen=True)
@@ -108,6 +82,7 @@ class Result:
     epoch: int
     heads: int
     dropout: float
+    beta: float  # mean over heads, at that epoch
     keys: float  # that a query mixes, see `keys_at_once`
     instances: float  # in a bag, mean
 
@@ -140,31 +115,6 @@ class Network(nn.Module):
         return keys_at_once(weights)
 
 
-@lru_cache(maxsize=4)
-def load(folder: Path | None, name: str) -> Bags:
-    """The bags of a set; without a folder, invented ones whose sign one instance gives away."""
-    if folder is None:
-        draw = torch.Generator().manual_seed(len(name))
-        X, y = torch.randn(40, 6, 20, generator=draw), torch.arange(40) % 2
-        X[y == 1, 0, :3] += 2
-        return Bags(X, torch.arange(6) >= torch.randint(2, 7, (40, 1), generator=draw), y.float())
-    found = sorted(folder.glob(f"{name}*.mat"))
-    if not found:
-        raise MissingDataError(f"expected a set {name}*.mat in {folder}, found none")
-    raw = loadmat(found[0])
-    features, labels, ids = (
-        raw[key].toarray() if issparse(raw[key]) else raw[key] for key in ("features", "labels", "bag_ids")
-    )
-    ids, positive = ids.ravel(), labels.ravel() > 0
-    bags = [ids == bag for bag in np.unique(ids)]
-    X = nn.utils.rnn.pad_sequence(
-        [torch.from_numpy(features[bag].astype(np.float32)) for bag in bags], batch_first=True
-    )
-    sizes = torch.tensor([int(bag.sum()) for bag in bags])
-    y = torch.tensor([float(positive[bag].any()) for bag in bags])
-    return Bags(X, torch.arange(X.shape[1]) >= sizes[:, None], y)
-
-
 def auc(network: Network, bags: Bags) -> float:
     """Area under the curve of the network's logits."""
     network.eval()
@@ -172,20 +122,31 @@ def auc(network: Network, bags: Bags) -> float:
         return float(roc_auc_score(bags.y, network(bags.X, bags.padding)))
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """A network at the epoch at which it was best on the bags that choose."""
+
+    held_out_auc: float
+    auc: float  # of the test
+    epoch: int
+    beta: float
+    keys: float
+
+
 def trained(
     train: Bags, choose: Bags, test: Bags, memory: Memory, heads: int, dropout: float, seed: int, epochs: int
-) -> tuple[float, float, int, float]:
+) -> Chosen:
     """Train one network.
 
     Returns:
-        The best AUC on the bags that choose, and at that epoch the AUC of the test, the epoch, and the keys of a query.
+        How it was at its best.
     """
     torch.manual_seed(seed)
     network = Network(train.X.shape[2], memory, heads, dropout)
-    optimizer = torch.optim.AdamW(task_parameters(network), RATE, weight_decay=DECAY, fused=True)
+    optimizer = task_optimizer(network, RATE, DECAY)
     stage_one = StageOne(network, "spherical") if memory.learned else None
     order = torch.Generator().manual_seed(seed)
-    best, since = (-1.0, 0.5, 0, 0.0), 0
+    best, since = Chosen(-1.0, 0.5, 0, 0.0, 0.0), 0
     for epoch in range(1, epochs + 1):
         network.train()
         for rows in torch.randperm(len(train), generator=order).split(BATCH):
@@ -196,9 +157,10 @@ def trained(
             binary_cross_entropy_with_logits(network(batch.X, batch.padding), batch.y).backward()
             optimizer.step()
         found, since = auc(network, choose), since + 1
-        if found > best[0]:
+        if found > best.held_out_auc:
             with torch.no_grad():
-                best, since = (found, auc(network, test), epoch, network.keys(test.X, test.padding)), 0
+                keys = network.keys(test.X, test.padding)
+            best, since = Chosen(found, auc(network, test), epoch, mean_beta(network), keys), 0
         if since >= PATIENCE:
             break
     return best
@@ -211,13 +173,21 @@ def run_fold(task: Task) -> Result:
     folds = StratifiedKFold(task.folds, shuffle=True, random_state=task.seed).split(labels, labels)
     rest, test = list(folds)[task.fold]
     train, choose = train_test_split(rest, test_size=HELD_OUT, stratify=labels[rest], random_state=task.seed)
-    parts_ = [bags[torch.from_numpy(rows)] for rows in (train, choose, test)]
-    scaled = [part.standardised(parts_[0]) for part in parts_]
+    split = [bags[torch.from_numpy(rows)] for rows in (train, choose, test)]
+    scaled = [part.standardised(split[0]) for part in split]
     seed = 100 * task.seed + task.fold
     runs = [(trained(*scaled, task.memory, *tried, seed, task.epochs), tried) for tried in GRID]
-    (held_out, score, epoch, keys), (heads, dropout) = max(runs, key=lambda run: run[0][0])  # of equals the first
-    mean = float((~bags.padding).sum(1).float().mean())
-    return Result(task.name, task.memory.name, task.seed, task.fold, score, held_out, epoch, heads, dropout, keys, mean)
+    chosen, (heads, dropout) = max(runs, key=lambda run: run[0].held_out_auc)  # of equals the first
+    return Result(
+        set=task.name,
+        memory=task.memory.name,
+        seed=task.seed,
+        fold=task.fold,
+        heads=heads,
+        dropout=dropout,
+        instances=float((~bags.padding).sum(1).float().mean()),
+        **asdict(chosen),
+    )
 
 
 def by_run(results: Sequence[Result], name: str, memory: str) -> dict[tuple[int, int], float]:
@@ -234,7 +204,8 @@ def seed_means(runs: dict[tuple[int, int], float]) -> list[float]:
 
 
 SUMMARY = (
-    "set", "memory", "auc", "spread between seeds", "over no map", "p over no map", "over unit", "p over unit", "keys",
+    "set", "memory", "auc", "spread between seeds", "over no map", "p over no map", "over unit", "p over unit",
+    "beta", "keys",
 )  # fmt: skip
 
 
@@ -246,11 +217,12 @@ def summary(results: Sequence[Result], folds: int) -> list[tuple[str | float, ..
         compared: list[float] = []
         for other in (kind, f"{kind}, unit"):
             against = by_run(results, name, other)
-            compared += paired([runs[key] - against[key] for key in runs], shared=1 / (folds - 1))
+            compared += paired([runs[key] - against[key] for key in runs], shared=1 / ((folds - 1) * (1 - HELD_OUT)))
         means = seed_means(runs)
         spread = stdev(means) if len(means) > 1 else 0.0
-        keys = fmean(each.keys for each in results if (each.set, each.memory) == (name, memory.name))
-        rows.append((name, memory.name, fmean(means), spread, *compared, keys))
+        mine = [each for each in results if (each.set, each.memory) == (name, memory.name)]
+        beta, keys = fmean(each.beta for each in mine), fmean(each.keys for each in mine)
+        rows.append((name, memory.name, fmean(means), spread, *compared, beta, keys))
     return rows
 
 

@@ -24,6 +24,10 @@ class MissingDataError(Exception):
     """An experiment needs data that are not there."""
 
 
+class BadDataError(Exception):
+    """Data that an experiment can't be made with."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """One run of an experiment."""

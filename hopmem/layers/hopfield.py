@@ -27,7 +27,8 @@ class Hopfield(nn.Module):
         feature_dim: D of the feature map Φ(u) = W u of each head, whose features have unit length (U-Hop, 2024, arXiv
             2404.03827); an isometry at first, or where D < d a projection. None: no map, and scores are products.
         alpha: α ≥ 1, for all heads or each: 1 softmax, 2 sparsemax.
-        beta: β, for all heads or each; None: 1/√d, and √D with a map, which gives scores of the same spread at first.
+        beta: β, for all heads or each; None: 1/√d, which gives products of entries of unit variance a spread of 1, and
+            with a map √min(D, d), which gives cosines in all directions the same.
         steps: updates; the last reads the values.
         dropout: share of the weights that the readout leaves out in training.
         bias: whether the projections have one.
@@ -85,7 +86,7 @@ class Hopfield(nn.Module):
         self.feature_map = None if feature_dim is None else parameter(num_heads, feature_dim, self.head_dim)  # W
         self.reset_parameters()
 
-        usual = 1 / math.sqrt(self.head_dim) if feature_dim is None else math.sqrt(feature_dim)
+        usual = 1 / math.sqrt(self.head_dim) if feature_dim is None else math.sqrt(min(feature_dim, self.head_dim))
         alphas = for_each_head("alpha", alpha, num_heads, least=1)
         betas = for_each_head("beta", usual if beta is None else beta, num_heads, least=0)
         expect(not learn_beta or min(betas) > 0, "beta", "more than 0 where it is learned", min(betas))
@@ -103,8 +104,10 @@ class Hopfield(nn.Module):
         for bias in (self.in_proj_bias, self.out_proj.bias):
             if bias is not None:
                 nn.init.zeros_(bias)
-        for W in () if self.feature_map is None else self.feature_map.data:
-            W.copy_(nn.init.orthogonal_(torch.empty_like(W, dtype=torch.float32)))  # which half precision can't find
+        if self.feature_map is not None:
+            with torch.random.fork_rng(), torch.no_grad():  # what is drawn next is what it is without a map
+                for W in self.feature_map:
+                    W.copy_(nn.init.orthogonal_(torch.empty_like(W, dtype=torch.float32)))  # which half can't find
 
     @classmethod
     def from_attention(cls, mha: nn.MultiheadAttention, **options: Unpack[Options]) -> Self:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout, normalize, scaled_dot_product_attention
+from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from hopmem.errors import InvalidDataError
 from hopmem.model.entmax import entmax
@@ -41,7 +41,22 @@ def features(U: Tensor, W: Tensor | None) -> Tensor:
     Returns:
         Unit features [..., H, N, D]; the rows themselves where there is no map.
     """
-    return U if W is None else normalize(U @ W.mT, dim=-1)
+    return U if W is None else unit(U @ W.mT)
+
+
+def unit(F: Tensor) -> Tensor:
+    """Scale each row to unit length; a zero row, which has no direction, stays zero and gets no gradient.
+
+    Args:
+        F: rows [..., D].
+
+    Returns:
+        Rows of length one (or zero) [..., D], of the type of `F`.
+    """
+    exact = F if F.dtype == torch.float64 else F.float()  # squares leave half precision
+    length = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+    there = length > torch.finfo(length.dtype).tiny
+    return torch.where(there, exact / torch.where(there, length, 1), 0).to(F.dtype)
 
 
 def attend(
