@@ -33,14 +33,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results"), help="where CSV and PNG go; default: results")
     parser.add_argument("--seeds", type=int, help="repetitions; default: as many as the paper has")
     parser.add_argument("--quick", action="store_true", help="in seconds, on little data")
-    options = {field.name: field for name in LEARNING for field in fields(import_module(f"experiments.{name}").Options)}
+    named = set(sys.argv[1:] if arguments is None else arguments)
+    asked_for = [name for name in LEARNING if {name, "learning"} & named]  # what others need takes long to import
+    modules = [import_module(f"experiments.{name}") for name in asked_for]
+    options = {field.name: field for module in modules for field in fields(module.Options)}
     for name, field in options.items():
         kind = str if isinstance(field.default, tuple) else type(field.default)
         count = "+" if isinstance(field.default, tuple) else None
         parser.add_argument(f"--{name}", type=kind, nargs=count, help=f"{field.metadata['help']} (learning)")
     asked = parser.parse_args(arguments)
     setting = Setting(asked.out, asked.data, asked.seeds, asked.quick)
-    for name in [each for asked_for in asked.names for each in GROUPS.get(asked_for, (asked_for,))]:
+    for name in [each for group in asked.names for each in GROUPS.get(group, (group,))]:
         began = time.perf_counter()
         try:
             module = import_module(f"experiments.{name}")

@@ -4,8 +4,8 @@
     HopfieldPooling   learned queries retrieve from a set
     HopfieldLayer     queries retrieve from memories that are learned, or given
 
-Everything is batch first. Arguments mean what they mean in `torch.nn.MultiheadAttention`, and parameters have the names
-that they have there: the state of one loads into the other.
+Everything is batch first. Arguments mean what they mean in `torch.nn.MultiheadAttention`, and the projections of
+`Hopfield` have the names that they have there.
 """
 
 from hopmem.layers.hopfield import Hopfield

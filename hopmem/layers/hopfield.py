@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from hopmem.errors import InvalidDataError
+from hopmem.layers.masks import mask_of
 from hopmem.layers.options import Options, Output, Rate, expect, for_each_head
 from hopmem.model import attention
 
@@ -64,10 +65,10 @@ class Hopfield(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        sizes = {"num_heads": num_heads, "kdim": kdim, "vdim": vdim, "feature_dim": feature_dim, "steps": steps}
-        for name, size in sizes.items():
-            expect(size is None or size >= 1, name, "at least 1", size)
-        expect(embed_dim >= 1 and embed_dim % num_heads == 0, "embed_dim", f"a multiple of {num_heads}", embed_dim)
+        sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "steps": steps}
+        for name, size in {**sizes, "kdim": kdim, "vdim": vdim, "feature_dim": feature_dim}.items():
+            expect(size is None or (isinstance(size, int) and size >= 1), name, "a whole number from 1 upward", size)
+        expect(embed_dim % num_heads == 0, "embed_dim", f"a multiple of num_heads = {num_heads}", embed_dim)
         expect(0 <= dropout <= 1, "dropout", "a share from 0 to 1", dropout)
         self.embed_dim, self.num_heads, self.head_dim = embed_dim, num_heads, embed_dim // num_heads
         self.kdim, self.vdim, self.feature_dim = kdim or embed_dim, vdim or embed_dim, feature_dim
@@ -84,19 +85,16 @@ class Hopfield(nn.Module):
         self.in_proj_bias = parameter(3 * embed_dim) if bias else None
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias, device, dtype)
         self.feature_map = None if feature_dim is None else parameter(num_heads, feature_dim, self.head_dim)  # W
+        usual = 1 / math.sqrt(self.head_dim) if feature_dim is None else math.sqrt(min(feature_dim, self.head_dim))
+        self._alpha = for_each_head("alpha", alpha, num_heads, least=1)
+        self._beta = for_each_head("beta", usual if beta is None else beta, num_heads, least=0)
+        expect(not learn_beta or min(self._beta) > 0, "beta", "more than 0 where it is learned", min(self._beta))
+        self.learned_alpha = parameter(num_heads) if learn_alpha else None
+        self.learned_log_beta = parameter(num_heads) if learn_beta else None
         self.reset_parameters()
 
-        usual = 1 / math.sqrt(self.head_dim) if feature_dim is None else math.sqrt(min(feature_dim, self.head_dim))
-        alphas = for_each_head("alpha", alpha, num_heads, least=1)
-        betas = for_each_head("beta", usual if beta is None else beta, num_heads, least=0)
-        expect(not learn_beta or min(betas) > 0, "beta", "more than 0 where it is learned", min(betas))
-        number = self.out_proj.weight.new_tensor
-        self.learned_alpha = nn.Parameter(number(alphas)) if learn_alpha else None
-        self.learned_log_beta = nn.Parameter(number(betas).log()) if learn_beta else None
-        self._alpha, self._beta = alphas, betas
-
     def reset_parameters(self) -> None:
-        """Draw the projections as `torch.nn.MultiheadAttention` does, and the feature maps as isometries."""
+        """Draw the projections as `torch.nn.MultiheadAttention` does, and feature maps as isometries; set rates."""
         for weight in (self.in_proj_weight, self.q_proj_weight, self.k_proj_weight, self.v_proj_weight):
             if weight is not None:
                 nn.init.xavier_uniform_(weight)
@@ -104,10 +102,12 @@ class Hopfield(nn.Module):
         for bias in (self.in_proj_bias, self.out_proj.bias):
             if bias is not None:
                 nn.init.zeros_(bias)
-        if self.feature_map is not None:
-            with torch.random.fork_rng(), torch.no_grad():  # what is drawn next is what it is without a map
-                for W in self.feature_map:
-                    W.copy_(nn.init.orthogonal_(torch.empty_like(W, dtype=torch.float32)))  # which half can't find
+        with torch.no_grad(), torch.random.fork_rng():  # what is drawn next is what it is without a map
+            for W in () if self.feature_map is None else self.feature_map:
+                W.copy_(nn.init.orthogonal_(torch.empty_like(W, dtype=torch.float32)))  # half precision can't find it
+        for learned, rates in ((self.learned_alpha, self._alpha), (self.learned_log_beta, map(math.log, self._beta))):
+            if learned is not None:
+                learned.data.copy_(torch.tensor(list(rates)))
 
     @classmethod
     def from_attention(cls, mha: nn.MultiheadAttention, **options: Unpack[Options]) -> Self:
@@ -118,13 +118,15 @@ class Hopfield(nn.Module):
             options: what is to be different, such as alpha=1.5.
 
         Returns:
-            A layer with the same projections, dropout and mode.
+            A layer with the same projections, dropout and mode; what is frozen in the one is in the other.
 
         Raises:
-            UsageError: it adds keys of its own (`add_bias_kv`, `add_zero_attn`).
+            UsageError: it adds keys of its own (`add_bias_kv`, `add_zero_attn`), or an option that is not free.
         """
         own = mha.bias_k is not None or mha.add_zero_attn
         expect(not own, "attention", "no keys of its own", "add_bias_kv or add_zero_attn")
+        for name in ("kdim", "vdim", "bias"):
+            expect(name not in options, name, "what the projections have that are copied", options.get(name))
         copied: Options = {
             "kdim": mha.kdim,
             "vdim": mha.vdim,
@@ -134,7 +136,10 @@ class Hopfield(nn.Module):
             "dtype": mha.out_proj.weight.dtype,
         }
         layer = cls(mha.embed_dim, mha.num_heads, **(copied | options))
-        layer.load_state_dict(mha.state_dict(), strict=False)  # which knows no feature map
+        layer.load_state_dict(layer.state_dict() | mha.state_dict())
+        mine = dict(layer.named_parameters())
+        for name, parameter in mha.named_parameters():
+            mine[name].requires_grad_(parameter.requires_grad)
         return layer.train(mha.training)
 
     @property
@@ -162,10 +167,10 @@ class Hopfield(nn.Module):
         """Φ of keys, as the layer compares them with queries.
 
         Args:
-            keys: [B, S, kdim].
+            keys: [..., S, kdim].
 
         Returns:
-            Unit features [B, H, S, D]; without a map what the heads see of the keys [B, H, S, d].
+            Unit features [..., H, S, D]; without a map what the heads see of the keys [..., H, S, d].
         """
         return attention.features(self._heads_of(self._projected(keys, 1)), self.feature_map)
 
@@ -186,7 +191,7 @@ class Hopfield(nn.Module):
             query: [B, L, E], or [L, E] without a batch.
             key: [B, S, kdim], or a batch of one for all queries; None: the queries.
             value: [B, S, vdim], as `key`; None: the keys.
-            key_padding_mask: [B, S]; True where a key is none, or numbers that are added to the scores.
+            key_padding_mask: [B, S] or [1, S]; True where a key is none, or numbers that are added to the scores.
             attn_mask: [L, S] or [B·H, L, S]; True where a query does not see a key, or numbers that are added.
             need_weights: return the weights, which the fused attention does not hold.
             average_attn_weights: over the heads.
@@ -209,8 +214,8 @@ class Hopfield(nn.Module):
             return output[0], None if P is None else P[0]
         self._check(query, key, value)
         Q, K, V = (self._heads_of(U) for U in self._in_projected(query, key, value))  # [B, H, ·, d]
-        shape = (len(query), self.num_heads, query.shape[1], key.shape[1])
-        mask = attention.mask_of(key_padding_mask, attn_mask, shape, Q, is_causal=is_causal)
+        shape = (query.shape[0], self.num_heads, query.shape[1], key.shape[1])
+        mask = mask_of(key_padding_mask, attn_mask, shape, Q, is_causal=is_causal)
         left_out = self.dropout if self.training else 0.0
         heads = attention.Heads(self.alpha, self.beta, self.feature_map, self.steps, left_out)
         mixed, P = attention.attend(Q, K, V, heads, mask, need_weights=need_weights)
@@ -237,7 +242,8 @@ class Hopfield(nn.Module):
         """
         if learned is None and len(set(fixed)) == 1:
             return fixed[0]
-        rates: Tensor = self.out_proj.weight.new_tensor(fixed) if learned is None else learned
+        device = self.out_proj.weight.device
+        rates = torch.tensor(fixed, dtype=torch.float64, device=device) if learned is None else learned
         return rates[:, None, None]
 
     def _in_projected(self, query: Tensor, key: Tensor, value: Tensor) -> Sequence[Tensor]:
@@ -265,20 +271,22 @@ class Hopfield(nn.Module):
         """Give each head its part.
 
         Returns:
-            [B, H, N, d].
+            [..., H, N, d].
         """
-        return U.view(*U.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+        return U.view(*U.shape[:-1], self.num_heads, self.head_dim).transpose(-3, -2)
 
     def _check(self, query: Tensor, key: Tensor, value: Tensor) -> None:
         if query.is_nested:
             advice = "a nested one (of torch's encoder: enable_nested_tensor=False avoids it)"
             raise InvalidDataError("query", "a padded tensor", advice)
-        S = key.shape[1] if key.dim() == 3 else "S"
-        widths, rows = (self.embed_dim, self.kdim, self.vdim), ("L", "S", S)
-        for name, U, width, count in zip(("query", "key", "value"), (query, key, value), widths, rows, strict=True):
-            batch = {len(query), 1}
-            if U.dim() != 3 or U.shape[2] != width or len(U) not in batch or count not in {"L", "S", U.shape[1]}:
-                raise InvalidDataError(name, f"shape [{len(query)}, {count}, {width}]", list(U.shape))
+        widths = (self.embed_dim, self.kdim, self.vdim)
+        for name, U, width in zip(("query", "key", "value"), (query, key, value), widths, strict=True):
+            if U.dim() != 3 or U.shape[2] != width:
+                raise InvalidDataError(name, f"shape [{query.shape[0]}, rows, {width}]", list(U.shape))
+            if U.shape[0] != query.shape[0] and U.shape[0] != 1:  # sizes may be symbols: no sets, no len
+                raise InvalidDataError(name, f"a batch of {query.shape[0]}, or of one", list(U.shape))
+        if key.shape[1] != value.shape[1]:
+            raise InvalidDataError("value", f"as many rows as the keys have, {key.shape[1]}", list(value.shape))
 
 
 def _batch_of_one(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -47,10 +47,20 @@ class HopfieldLayer(nn.Module):
                 raise InvalidDataError(name, f"shape [{num_memories}, entries]", list(given.shape))
         kdim = options.get("kdim") if memories is None else memories.shape[1]
         widths: Options = {"kdim": kdim, "vdim": kdim if values is None else values.shape[1]}
+        for width in ("kdim", "vdim"):
+            told = options.get(width) is None or options.get(width) == (widths.get(width) or embed_dim)
+            expect(told, width, f"{widths.get(width)}, the entries of what is given", options.get(width))
         self.hopfield = Hopfield(embed_dim, num_heads, **(options | widths))
+        self._drawn = memories is None
         drawn = self.hopfield.out_proj.weight.new_empty(num_memories, self.hopfield.kdim)
-        self._own("memories", nn.Parameter(nn.init.normal_(drawn)) if memories is None else memories)
+        self._own("memories", nn.Parameter(drawn) if memories is None else memories)
         self._own("values", values)
+        self._draw()
+
+    def reset_parameters(self) -> None:
+        """Draw what is learned anew; memories that were given stay."""
+        self.hopfield.reset_parameters()
+        self._draw()
 
     def forward(
         self,
@@ -98,5 +108,10 @@ class HopfieldLayer(nn.Module):
         """Keep rows with the layer: learned, or fixed and saved with its state."""
         if isinstance(rows, nn.Parameter):
             self.register_parameter(name, rows)
-        else:
-            self.register_buffer(name, rows)
+        else:  # a copy, which nobody else writes to
+            fixed = None if rows is None else rows.detach().to(self.hopfield.out_proj.weight, copy=True)
+            self.register_buffer(name, fixed)
+
+    def _draw(self) -> None:
+        if self._drawn:
+            nn.init.normal_(self.memories)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hopmem.layers.hopfield import Hopfield
 from hopmem.layers.options import Options, Output, expect
 
-SPREAD = 0.02  # of the queries before training, which thus begins near the mean of the set
+SPREAD = 0.02  # of the queries before training, which without a map thus begins near the mean of the set
 
 
 class HopfieldPooling(nn.Module):
@@ -29,8 +29,13 @@ class HopfieldPooling(nn.Module):
         expect(num_queries >= 1, "num_queries", "at least 1", num_queries)
         widths: Options = {"vdim": options.get("kdim")}
         self.hopfield = Hopfield(embed_dim, num_heads, **(widths | options))
-        queries = self.hopfield.out_proj.weight.new_empty(num_queries, embed_dim)
-        self.queries = nn.Parameter(nn.init.normal_(queries, std=SPREAD))
+        self.queries = nn.Parameter(self.hopfield.out_proj.weight.new_empty(num_queries, embed_dim))
+        nn.init.normal_(self.queries, std=SPREAD)
+
+    def reset_parameters(self) -> None:
+        """Draw everything anew."""
+        self.hopfield.reset_parameters()
+        nn.init.normal_(self.queries, std=SPREAD)
 
     def forward(
         self,
@@ -54,7 +59,7 @@ class HopfieldPooling(nn.Module):
         Returns:
             Answers [B, num_queries, E], and weights [B, num_queries, S] (or of each head) or None.
         """
-        queries = self.queries.expand(len(key), -1, -1) if key.dim() == 3 else self.queries
+        queries = self.queries.expand(key.shape[0], -1, -1) if key.dim() == 3 else self.queries
         output: Output = self.hopfield(
             queries, key, value, key_padding_mask, attn_mask, need_weights, average_attn_weights
         )

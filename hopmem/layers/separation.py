@@ -8,6 +8,7 @@ from torch import Tensor
 
 from hopmem.errors import UsageError
 from hopmem.layers.hopfield import Hopfield
+from hopmem.layers.masks import mask_of
 from hopmem.layers.memories import HopfieldLayer
 from hopmem.layers.options import expect
 from hopmem.layers.pooling import HopfieldPooling
@@ -36,22 +37,26 @@ def separation_loss(
         keys: [B, S, kdim]; None: the memories of a `HopfieldLayer`.
         objective: which loss.
         temperature: t of the average loss (2), τ of the spherical (0.1).
-        key_padding_mask: [B, S], True where a key is none.
+        key_padding_mask: [B, S]; True, or −∞, where a key is none.
 
     Returns:
         The mean over heads and those sets that have two keys or more, a scalar; 0 where there is none.
 
     Raises:
         UsageError: a layer without a feature map, or without keys; another objective; a temperature that is none.
+        InvalidDataError: a mask that does not fit.
     """
     expect(any(True for _ in layer.feature_map_parameters()), "layer", "a feature map (feature_dim)", "none")
     if keys is None and not isinstance(layer, HopfieldLayer):
         raise UsageError("keys: expected a tensor [B, S, kdim] for a layer without memories, found None")
     expect(objective in {"average", "spherical"}, "objective", "average or spherical", repr(objective))
     expect(temperature is None or temperature > 0, "temperature", "more than 0", temperature)
+    keys = keys if keys is None or keys.dim() != 2 else keys[None]
     Z = layer.features(keys)  # type: ignore[arg-type]  # [B, H, S, D]; None was looked at above
     B, H, S, _ = Z.shape
-    real = torch.ones(B, S, dtype=torch.bool, device=Z.device) if key_padding_mask is None else ~key_padding_mask
+    seen = mask_of(key_padding_mask, None, (B, H, 1, S), Z, is_causal=False)
+    seen = seen if seen is None or seen.dtype == torch.bool else seen > -math.inf
+    real = torch.ones(B, S, dtype=torch.bool, device=Z.device) if seen is None else seen[:, 0, 0].expand(B, S)
     pair = (real[:, None, :, None] & real[:, None, None, :]).expand(B, H, S, S)
     pair = pair & ~torch.eye(S, dtype=torch.bool, device=Z.device)
     count = pair.flatten(2).sum(2)  # [B, H]

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from hopmem.errors import InvalidDataError
 from hopmem.model.entmax import entmax
 
 
@@ -74,7 +73,7 @@ def attend(
         need_weights: return them too.
 
     Returns:
-        Readouts [B, H, L, e], zero where a query sees no pattern, and weights [B, H, L, S] or None.
+        Readouts [B, H, L, e], zero where a query sees no pattern, and weights [B, H, L, S], after dropout, or None.
     """
     Z = features(K, heads.W)
     for _ in range(heads.steps - 1):
@@ -82,8 +81,8 @@ def attend(
     Q = features(Q, heads.W)
     if not need_weights:
         return _mixed(Q, Z, V, heads, mask, heads.dropout), None
-    P = associate(Q, Z, heads, mask)
-    return dropout(P, heads.dropout) @ V.to(P), P
+    P = dropout(associate(Q, Z, heads, mask), heads.dropout)
+    return P @ V.to(P), P
 
 
 def associate(Q: Tensor, Z: Tensor, heads: Heads, mask: Tensor | None) -> Tensor:
@@ -92,7 +91,7 @@ def associate(Q: Tensor, Z: Tensor, heads: Heads, mask: Tensor | None) -> Tensor
     Returns:
         Weights [B, H, L, S]; zero where a query sees no pattern.
     """
-    S = (Q * heads.beta) @ Z.mT  # [B, H, L, S]
+    S = _sharpened(Q, heads.beta) @ Z.mT  # [B, H, L, S]
     if mask is not None:
         S = S.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else S + mask
     return entmax(S, heads.alpha)
@@ -107,47 +106,16 @@ def _mixed(Q: Tensor, Z: Tensor, V: Tensor, heads: Heads, mask: Tensor | None, l
     if isinstance(heads.alpha, Tensor) or heads.alpha != 1:
         P = associate(Q, Z, heads, mask)
         return dropout(P, left_out) @ V.to(P)
-    scale = heads.beta
-    if isinstance(scale, Tensor):
-        Q, scale = Q * scale, 1.0
-    Z, V = (U.expand(len(Q), -1, -1, -1) for U in (Z, V))  # a batch of one serves all
+    scale = 1.0 if isinstance(heads.beta, Tensor) else heads.beta
+    Q = _sharpened(Q, heads.beta) if isinstance(heads.beta, Tensor) else Q
+    Z, V = (U.expand(Q.shape[0], -1, -1, -1) for U in (Z, V))  # a batch of one serves all
     return scaled_dot_product_attention(Q, Z, V, attn_mask=mask, dropout_p=left_out, scale=scale)
 
 
-def mask_of(
-    padding: Tensor | None, attention: Tensor | None, shape: tuple[int, int, int, int], like: Tensor, *, is_causal: bool
-) -> Tensor | None:
-    """What the masks of `torch.nn.MultiheadAttention` say together.
-
-    Args:
-        padding: [B, S], True where a key is none, or numbers that are added to the scores.
-        attention: [L, S] or [B·H, L, S], alike.
-        shape: (B, H, L, S).
-        like: a tensor on the device and of the type of the scores.
-        is_causal: queries see keys up to their own place, where `attention` does not say what they see.
+def _sharpened(Q: Tensor, beta: float | Tensor) -> Tensor:
+    """β q.
 
     Returns:
-        As `attend` takes it, or None where all see all.
-
-    Raises:
-        InvalidDataError: a mask of another shape.
+        [B, H, L, D], of the type of `Q`.
     """
-    B, H, L, S = shape
-    if is_causal and attention is None:
-        attention = torch.ones(L, S, dtype=torch.bool, device=like.device).triu(1)
-    masks = []
-    if padding is not None:
-        if padding.shape != (B, S):
-            raise InvalidDataError("key_padding_mask", f"shape [{B}, {S}]", list(padding.shape))
-        masks.append(padding[:, None, None, :])
-    if attention is not None:
-        if attention.shape not in {(L, S), (B * H, L, S)}:
-            raise InvalidDataError("attn_mask", f"shape [{L}, {S}] or [{B * H}, {L}, {S}]", list(attention.shape))
-        masks.append(attention.view(B, H, L, S) if attention.dim() == 3 else attention)
-    if not masks:
-        return None
-    if all(mask.dtype == torch.bool for mask in masks):
-        return ~(masks[0] | masks[-1])
-    none = torch.zeros((), dtype=like.dtype, device=like.device)
-    added = (none.masked_fill(mask, -math.inf) if mask.dtype == torch.bool else mask.to(like) for mask in masks)
-    return sum(added, none)
+    return Q * (beta.to(Q) if isinstance(beta, Tensor) else beta)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hopmem.errors import InvalidDataError, UsageError
 from hopmem.model.threshold import log_peak, partial_sums, stretch, tsallis_exp
 
 NEAR = 0.1  # arguments up to which φ₂ is summed as a series: beyond, the differences lose less than two digits
@@ -33,9 +34,9 @@ def weights(S: Tensor, alpha: float) -> Tensor:
     tensor([0.7500, 0.2500, 0.0000])
     """
     if S.shape[-1] == 1:
-        return torch.ones_like(S)
+        return torch.where(S.isnan(), S, 1)
     # Where the exponent 1/(α−1) is not 1, float32 would lose digits near the edge of the support.
-    s = S if alpha == 1 else S.double()
+    s = S.to(torch.promote_types(S.dtype, torch.float32) if alpha == 1 else torch.float64)
     s = s - s.amax(-1, keepdim=True)
     c = log_peak(lambda c: partial_sums(s, c, alpha), torch.zeros_like(s[..., :1]), s.shape[-1])
     P = tsallis_exp(s * stretch(c, alpha), alpha)
@@ -78,12 +79,20 @@ def entmax(S: Tensor, alpha: float | Tensor) -> Tensor:
         Weights [..., M] of the type of `S`, float32 under autocast. Each row is non-negative and sums to one, but a row
         of −∞ alone, which is zero.
 
+    Raises:
+        InvalidDataError: scores that are no floats, or no row.
+        UsageError: α < 1, of a number; of a tensor it is not looked at, as that would wait for a device.
+
     >>> S = torch.tensor([1.0, 0.5, -1.0], requires_grad=True)
     >>> P = entmax(S, 2.0)
     >>> P[0].backward()
     >>> S.grad
     tensor([ 0.5000, -0.5000,  0.0000])
     """
+    if S.dim() == 0 or not S.is_floating_point():
+        raise InvalidDataError("scores", "rows of floating-point numbers", f"{S.dtype} of shape {list(S.shape)}")
+    if not isinstance(alpha, Tensor) and not alpha >= 1:
+        raise UsageError(f"alpha: expected a number from 1 upward, found {alpha}")
     if S.shape[-1] == 0:
         return S
     S = S.float() if torch.is_autocast_enabled(S.device.type) else S
@@ -136,19 +145,11 @@ class _Entmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor, Tensor | None]:
         P, alpha = ctx.saved_tensors
-        if not ctx.learned and ctx.alpha <= 2:
-            slope = _slope(P, ctx.alpha)
-            return slope * (G - (slope * G).sum(-1, keepdim=True) / slope.sum(-1, keepdim=True)), None
-        # For α > 2 the slopes may reach 1e16 at the edge of the support.
-        exact, G, a = P.double(), G.double(), alpha.double() if ctx.learned else ctx.alpha
-        slope = _slope(exact, a)
-        total = slope.sum(-1, keepdim=True)
-        by_scores = (slope * (G - (slope * G).sum(-1, keepdim=True) / total)).to(P.dtype)
+        by_scores = _derived(P, alpha if ctx.learned else ctx.alpha, G)  # the Jacobian is symmetric
         if not ctx.learned or not ctx.needs_input_grad[1]:
             return by_scores, None
-        bent = _bend(exact, a)
-        by_alpha = G * (bent - slope * (bent.sum(-1, keepdim=True) / total))
-        return by_scores, by_alpha.sum(-1, keepdim=True).sum_to_size(alpha.shape).to(alpha.dtype)
+        by_alpha = (G * _by_alpha(P, alpha)).sum(-1, keepdim=True)
+        return by_scores, by_alpha.sum_to_size(alpha.shape).to(alpha.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, int | None], S: Tensor, alpha: float | Tensor) -> tuple[Tensor, int]:
@@ -157,6 +158,29 @@ class _Entmax(torch.autograd.Function):
             alpha = alpha.movedim(in_dims[1], 0)
             alpha = alpha.reshape(len(alpha), *[1] * (S.dim() - alpha.dim()), *alpha.shape[1:])
         return _Entmax.apply(S, alpha), 0  # type: ignore[no-untyped-call]
+
+
+def _derived(P: Tensor, alpha: float | Tensor, D: Tensor) -> Tensor:
+    """The Jacobian by the scores times a direction: q (d − Σ q d/Σ q).
+
+    Returns:
+        [..., M] of the type of `P`.
+    """
+    # For α > 2 the slopes may reach 1e16 at the edge of the support; half precision can't even count it.
+    mild = not isinstance(alpha, Tensor) and alpha <= 2
+    exact = torch.promote_types(P.dtype, torch.float32) if mild else torch.float64
+    slope, d = _slope(P.to(exact), alpha), D.to(exact)
+    return (slope * (d - (slope * d).sum(-1, keepdim=True) / slope.sum(-1, keepdim=True))).to(P.dtype)
+
+
+def _by_alpha(P: Tensor, alpha: Tensor) -> Tensor:
+    """dp/dα.
+
+    Returns:
+        [..., M] float64.
+    """
+    slope, bend = _slope(P.double(), alpha.double()), _bend(P.double(), alpha.double())
+    return bend - slope * (bend.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True))
 
 
 def _slope(P: Tensor, alpha: float | Tensor) -> Tensor:

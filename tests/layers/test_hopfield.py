@@ -13,6 +13,7 @@ from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.testing import assert_close
 
 from hopmem.layers import Hopfield
+from hopmem.model.attention import features
 from tests import reference
 from tests.model import randn
 from tests.refusal import raises_refusal
@@ -99,6 +100,19 @@ def test_a_copy_keeps_type_mode_and_dropout_and_takes_other_options():
     assert ours.out_proj.weight.dtype == torch.float64
 
 
+@pytest.mark.parametrize("option", ["kdim", "vdim", "bias"])
+def test_what_the_copied_projections_settle_is_no_option(option):
+    with raises_refusal(2, option, "copied"):
+        Hopfield.from_attention(attention(8, 2), **{option: 5})
+
+
+def test_what_is_frozen_stays_frozen():
+    theirs = attention(8, 2)
+    theirs.in_proj_weight.requires_grad_(False)
+    frozen = {name for name, p in Hopfield.from_attention(theirs).named_parameters() if not p.requires_grad}
+    assert frozen == {"in_proj_weight"}
+
+
 @pytest.mark.parametrize("option", [{"add_bias_kv": True}, {"add_zero_attn": True}])
 def test_attention_with_keys_of_its_own_is_refused(option):
     with raises_refusal(2, "attention", "no keys of its own"):
@@ -125,13 +139,12 @@ def test_agrees_with_the_equation(feature_dim, alpha, steps):
         assert_close(output[b], layer.out_proj(torch.cat(mixed, 1)), atol=1e-9, rtol=1e-8)
 
 
-def test_unless_told_scores_have_the_same_spread_with_and_without_a_map():
-    for feature_dim, beta in ((None, 1 / math.sqrt(16)), (25, 5.0)):
-        layer = Hopfield(64, 4, feature_dim=feature_dim)
-        assert layer.beta == beta
-        Q, K = (U if feature_dim is None else nn.functional.normalize(U, dim=-1) for U in
-                (randn(200, feature_dim or 16), randn(200, feature_dim or 16, seed=1)))  # fmt: skip
-        assert abs(float((beta * Q @ K.T).std()) - 1) < 0.05
+@pytest.mark.parametrize("feature_dim", [None, 8, 16, 64])
+def test_unless_told_scores_of_random_heads_spread_by_one(feature_dim):
+    layer = Hopfield(64, 4, feature_dim=feature_dim)
+    Q, K = (randn(4, 300, 16, seed=seed) for seed in (0, 1))  # what the heads see
+    Y, Z = (U if layer.feature_map is None else features(U, layer.feature_map) for U in (Q, K))
+    assert abs(float((layer.beta * Y @ Z.mT).detach().std()) - 1) < 0.05
 
 
 def test_a_map_begins_as_an_isometry():
@@ -260,6 +273,31 @@ def test_it_compiles_without_a_break(options):
     assert_close(*gradients)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler itself does it
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
+def test_it_compiles_once_for_all_lengths_and_batches(alpha):
+    layer, compiled = Hopfield(8, 2, alpha=alpha, feature_dim=4), []
+
+    def backend(graph, given):
+        compiled.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    together = torch.compile(layer, fullgraph=True, backend=backend)
+    for B, L in ((2, 3), (3, 5), (4, 7), (5, 4), (6, 9), (7, 6)):
+        x = randn(B, L, 8)
+        assert_close(together(x)[0], layer(x)[0])
+    assert len(compiled) <= 3  # for the first sizes, and for any
+
+
+def test_it_is_exported_for_any_length_and_batch():
+    layer = Hopfield(8, 2, alpha=1.5, feature_dim=4).eval()
+    sizes = {0: torch.export.Dim("B", min=2, max=64), 1: torch.export.Dim("L", min=2, max=64)}
+    exported = torch.export.export(layer, (randn(2, 5, 8),), dynamic_shapes=(sizes,)).module()
+    x = randn(3, 7, 8)
+    assert_close(exported(x)[0], layer(x)[0])
+
+
 @pytest.mark.slow  # it calls a C++ compiler
 @pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")  # of the compiler
 def test_it_compiles_to_code_of_the_machine():
@@ -329,6 +367,40 @@ def test_state_comes_back_from_a_file_and_loads_from_attention(tmp_path):
     plain.load_state_dict(attention(8, 2).state_dict())
 
 
+def test_it_is_made_without_memory_and_filled_later():
+    with torch.device("meta"):
+        layer = Hopfield(8, 2, feature_dim=4, alpha=[1.0, 1.5], learn_alpha=True, learn_beta=True)
+    layer = layer.to_empty(device="cpu")
+    layer.reset_parameters()
+    assert layer.alpha.flatten().tolist() == [1.0, 1.5]
+    assert_close(layer.beta.flatten(), torch.full((2,), 2.0))
+    assert layer(randn(2, 3, 8))[0].isfinite().all()
+
+
+def test_a_map_changes_nothing_of_what_is_drawn_beside_and_after_it():
+    drawn = []
+    for feature_dim in (None, 5):
+        torch.manual_seed(0)
+        layer = Hopfield(8, 2, feature_dim=feature_dim)
+        drawn.append([layer.in_proj_weight.detach(), layer.out_proj.weight.detach(), torch.rand(3)])
+    assert_close(*drawn)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
+@pytest.mark.parametrize("added", [True, False])
+def test_a_zero_row_has_no_direction_and_no_gradient(added, alpha, dtype):
+    layer = Hopfield(8, 2, feature_dim=4, alpha=alpha, steps=2, dtype=dtype)  # the biases are zero
+    x = randn(2, 4, 8).to(dtype)
+    x[:, 3] = 0
+    padding = torch.tensor([[False, False, False, True], [True] * 4])
+    mask = torch.zeros(2, 4, dtype=dtype).masked_fill(padding, -torch.inf) if added else padding
+    output = layer(x, key_padding_mask=mask)[0]
+    assert output.isfinite().all()
+    (output.float().square().mean()).backward()
+    assert layer.in_proj_bias.grad.abs().max() < 10
+
+
 def test_it_says_what_it_is():
     said = repr(Hopfield(16, 2, feature_dim=8, alpha=1.5, learn_beta=True))
     assert "16, num_heads=2" in said
@@ -338,12 +410,13 @@ def test_it_says_what_it_is():
 @pytest.mark.parametrize(
     ("wrong", "told"),
     [
-        ({"embed_dim": 10, "num_heads": 3}, ["embed_dim", "a multiple of 3", "10"]),
+        ({"embed_dim": 10, "num_heads": 3}, ["embed_dim", "a multiple of num_heads = 3", "10"]),
         ({"embed_dim": 0}, ["embed_dim"]),
-        ({"num_heads": 0}, ["num_heads", "at least 1"]),
+        ({"num_heads": 0}, ["num_heads", "from 1 upward"]),
         ({"kdim": 0}, ["kdim"]),
         ({"feature_dim": 0}, ["feature_dim"]),
         ({"steps": 0}, ["steps"]),
+        ({"steps": 1.5}, ["steps", "whole"]),
         ({"dropout": 1.5}, ["dropout", "1.5"]),
         ({"alpha": 0.9}, ["alpha", "from 1 upward", "0.9"]),
         ({"alpha": math.nan}, ["alpha"]),
@@ -361,9 +434,9 @@ def test_numbers_that_fit_no_layer_are_refused(wrong, told):
 @pytest.mark.parametrize(
     ("shapes", "told"),
     [
-        ([(2, 3, 7)], ["query", "[2, L, 8]", "[2, 3, 7]"]),
-        ([(2, 3, 8), (3, 4, 8)], ["key", "[2, S, 8]", "[3, 4, 8]"]),
-        ([(2, 3, 8), (2, 4, 8), (2, 5, 8)], ["value", "[2, 4, 8]", "[2, 5, 8]"]),
+        ([(2, 3, 7)], ["query", "[2, rows, 8]", "[2, 3, 7]"]),
+        ([(2, 3, 8), (3, 4, 8)], ["key", "a batch of 2", "[3, 4, 8]"]),
+        ([(2, 3, 8), (2, 4, 8), (2, 5, 8)], ["value", "4", "[2, 5, 8]"]),
         ([(2, 3, 8), (4, 8)], ["key", "[4, 8]"]),
         ([(1, 2, 3, 8)], ["query"]),
     ],

@@ -115,11 +115,30 @@ def test_hooks_of_the_layer_within_are_called_once():
         assert isinstance(called[0], Hopfield)
 
 
+def test_memories_that_are_given_are_copied_and_take_the_type_of_the_layer():
+    Xi = randn(5, E)
+    layer = HopfieldLayer(E, 5, memories=Xi, dtype=torch.float64)
+    layer.memories.zero_()
+    assert Xi.abs().sum() > 0
+    assert layer(randn(B, L, E).double())[0].dtype == torch.float64
+
+
+def test_what_is_learned_is_drawn_anew_and_what_was_given_stays():
+    for layer in (HopfieldPooling(E), HopfieldLayer(E, 5), HopfieldLayer(E, 5, memories=randn(5, E))):
+        before = {name: value.clone() for name, value in layer.state_dict().items()}
+        layer.reset_parameters()
+        same = {name for name, value in layer.state_dict().items() if torch.equal(value, before[name])}
+        given = {"memories"} if isinstance(layer, HopfieldLayer) and not layer.memories.requires_grad else set()
+        assert same == given | {"hopfield.in_proj_bias", "hopfield.out_proj.bias"}
+
+
 def test_what_fits_no_layer_is_refused():
     with raises_refusal(2, "num_queries", "at least 1"):
         HopfieldPooling(E, num_queries=0)
     with raises_refusal(2, "num_memories", "at least 1"):
         HopfieldLayer(E, 0)
+    with raises_refusal(2, "kdim", "8, the entries of what is given", "3"):
+        HopfieldLayer(E, 5, memories=torch.zeros(5, E), kdim=3)
     with raises_refusal(4, "memories", "[5, entries]", "[4, 8]"):
         HopfieldLayer(E, 5, memories=torch.zeros(4, E))
     with raises_refusal(4, "values", "[5, entries]", "[5]"):

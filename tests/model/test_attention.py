@@ -5,10 +5,9 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from hopmem.model.attention import Heads, attend, features, mask_of
+from hopmem.model.attention import Heads, attend, features
 from tests import reference
 from tests.model import randn
-from tests.refusal import raises_refusal
 
 B, H, L, S, d, e, D = 2, 3, 4, 5, 6, 7, 8
 
@@ -72,25 +71,3 @@ def test_features_have_length_one_and_none_for_zero():
     assert_close(Z.norm(dim=-1), torch.ones(H, S + 1) - torch.eye(S + 1)[S])
     U = randn(H, S, d)
     assert features(U, None) is U
-
-
-def test_masks_of_both_kinds_say_the_same_together():
-    padding, seen = torch.rand(B, S) < 0.3, torch.rand(B * H, L, S) < 0.3
-    as_numbers = [torch.zeros(m.shape).masked_fill(m, -torch.inf) for m in (padding, seen)]
-    like, shape = torch.zeros(1), (B, H, L, S)
-    booleans = mask_of(padding, seen, shape, like, is_causal=False)
-    expected = padding[:, None, None, :] | seen.view(B, H, L, S)
-    assert torch.equal(booleans, ~expected)
-    for first in (padding, as_numbers[0]):
-        numbers = mask_of(first, as_numbers[1], shape, like, is_causal=False)
-        assert torch.equal(numbers == 0, ~expected)
-        assert torch.equal(numbers == -torch.inf, expected)
-    assert mask_of(None, None, shape, like, is_causal=False) is None
-    assert torch.equal(mask_of(None, None, shape, like, is_causal=True), torch.ones(L, S, dtype=torch.bool).tril())
-
-
-def test_a_mask_of_another_shape_is_refused():
-    with raises_refusal(4, "key_padding_mask", "[2, 5]", "[2, 4]"):
-        mask_of(torch.zeros(B, L), None, (B, H, L, S), torch.zeros(1), is_causal=False)
-    with raises_refusal(4, "attn_mask", "[4, 5] or [6, 4, 5]", "[5, 5]"):
-        mask_of(None, torch.zeros(S, S), (B, H, L, S), torch.zeros(1), is_causal=False)

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 
 from hopmem.model.entmax import entmax, weights
 from tests.model import randn
+from tests.refusal import raises_refusal
 
 ALPHAS = [1.0, 1.0001, 1.3, 1.5, 2.0, 2.5, 4.0]
 every_alpha = pytest.mark.parametrize("alpha", ALPHAS)
@@ -161,6 +162,32 @@ def test_under_autocast_scores_of_half_precision_get_weights_of_single(alpha):
     P.square().sum().backward()
     assert S.grad is not None
     assert S.grad.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("alpha", [1.3, 1.5, 2.0])
+def test_in_half_precision_the_gradient_is_rounded_and_no_more(alpha, dtype):
+    S, G = (2 * randn(64, 16)).to(dtype), randn(64, 16, seed=1).to(dtype)
+    P = entmax(S, alpha).double()  # rounded: what the gradient is worked out from
+    slope = torch.where(P > 0, P ** (2 - alpha), 0)
+    expected = slope * (G - (slope * G).sum(-1, keepdim=True) / slope.sum(-1, keepdim=True))
+    assert_close(gradient(S, alpha, G).double(), expected, atol=1e-6, rtol=float(torch.finfo(dtype).eps))
+
+
+def test_an_alpha_of_one_is_softmax_as_a_tensor_and_in_half_precision_too():
+    S = torch.tensor([[0.0, -9.0, -9.2]]).half()
+    assert_close(entmax(S, torch.tensor(1.0)), S.softmax(-1))
+
+
+def test_what_has_no_weights_is_refused():
+    with raises_refusal(4, "scores", "floating-point", "int64"):
+        entmax(torch.tensor([1, 2, 3]), 1.5)
+    with raises_refusal(4, "scores", "rows"):
+        entmax(torch.tensor(1.0), 1.5)
+    for alpha in (0.5, float("nan")):
+        with raises_refusal(2, "alpha", "from 1 upward"):
+            entmax(torch.zeros(3), alpha)
+    assert entmax(torch.tensor([[float("nan")]]), 1.5).isnan().all()
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler itself does it
