@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hopmem.model.kernel import FeatureMap, Patterns, unit
-from hopmem.model.separation import Halt, LossProgress, State, average_loss, largest, never
+from hopmem.model.separation import Halt, LossProgress, State, average_loss, largest, never, separation
 from hopmem.model.whitening import RIDGES, whiten
 
 STEPS, TEMPERATURE, BATCH = 100, 2.0, 1024  # where the training names none
@@ -80,7 +80,7 @@ def learn_average(
 
     def loss_of(W: Tensor) -> float:
         # In float64: near the optimum, candidates differ by less than float32 can tell.
-        return float(average_loss(unit(ruler @ W.T).double(), t))
+        return separation(unit(ruler @ W.T).double(), t=t, closest=0).loss
 
     W0 = min((whitened.map(ridge) for ridge in RIDGES), key=lambda W: loss_of(W[:D]))
     A = torch.eye(D, rank, device=W0.device)

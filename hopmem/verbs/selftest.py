@@ -16,6 +16,7 @@ from hopmem.model.noise import Noise, canvas_of, parse_noise
 from hopmem.model.separation import nearest_delta
 from hopmem.model.stored import STARTS, stored
 from hopmem.results import StoredReport
+from hopmem.scratch import gathered
 from hopmem.verbs.retrieve import retrieve
 from hopmem.verbs.trial import Trial, same_patterns
 from hopmem.verbs.work import Watch, pair_block, stage
@@ -117,8 +118,8 @@ def _radius_of_distinct(bank: MemoryBank, device: str, budget: int) -> float:
     memory, once = bank.memory(resolve(device)), bank.distinct
     if len(once) < 2:
         return math.nan
-    patterns = replace(memory.patterns, stored=memory.patterns.stored[once])
-    apart = Features(patterns, memory.phi, None if memory.stored is None else memory.stored[once])
+    patterns = replace(memory.patterns, stored=gathered(memory.patterns.stored, once))
+    apart = Features(patterns, memory.phi, None if memory.stored is None else gathered(memory.stored, once))
     delta = nearest_delta(apart, None, pair_block(memory.dimension, budget))
     return math.sqrt(2 * max(0.0, float(delta.min()))) / 2
 

@@ -13,6 +13,7 @@ from hopmem.model.kernel import Features, blocks
 from hopmem.model.noise import Canvas, Noise
 from hopmem.model.temperature import best_beta
 from hopmem.model.uhop import Training, learn_average
+from hopmem.scratch import gathered
 from hopmem.verbs.retrieve import retrieve
 from hopmem.verbs.work import Watch, loss_stage, pair_block, stage
 
@@ -100,9 +101,9 @@ def part(bank: MemoryBank, rows: Tensor, device: torch.device, budget: int, watc
         rows, chosen = rows.sort().values, bank.tuning is not None and bank.tuning.source == VALIDATED
         bank = replace(
             bank,
-            patterns=bank.patterns[rows],
+            patterns=gathered(bank.patterns, rows),
             names=tuple(bank.names[row] for row in rows.tolist()),
-            features=None if bank.features is None else bank.features[rows],
+            features=None if bank.features is None else gathered(bank.features, rows),
             tuning=bank.tuning if chosen else None,
         )
     # As values, patterns are read out whole: what a query knows is not put back over the answer.
@@ -189,7 +190,7 @@ def _learned(trial: Trial, watch: Watch | None) -> Features:
     patterns, distinct = trial.bank.rows(trial.device), trial.bank.distinct
     if len(distinct) < 2:
         return Features(patterns)
-    once = replace(patterns, stored=patterns.stored[distinct]) if len(distinct) < len(patterns) else patterns
+    once = replace(patterns, stored=gathered(patterns.stored, distinct)) if len(distinct) < len(patterns) else patterns
     training = Training(seed=trial.seed, budget=trial.budget)
     return Features(patterns, learn_average(once, training, loss_stage(watch, "learning")).phi)
 
