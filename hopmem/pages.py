@@ -10,7 +10,7 @@ import ctypes
 import mmap
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,7 @@ FLOOR = 48 << 20  # the least limit: its own, and blocks of two mebibytes
 LEAST = 1 << 20  # bytes of a tensor from which its pages are worth giving back
 SHARE = 2  # the part of the limit that may be resident before they are: blocks and their temporaries need the rest
 MIB = 1 << 20
+M_MMAP_THRESHOLD = -3  # of mallopt: bytes from which a block is mapped by itself
 STATM, SMAPS = Path("/proc/self/statm"), Path("/proc/self/smaps")
 
 
@@ -68,6 +69,8 @@ def limited(memory: int | None) -> Iterator[None]:
     known = memory is not None and STATM.exists()
     if known and memory is not None and memory < FLOOR:
         raise DeviceError(f"--memory-limit: expected at least {FLOOR // MIB}M, found {memory / MIB:g}M")
+    if known:
+        _free_at_once()
     before = _resident() if known and "torch" in sys.modules else None
     token = _limit.set(_Limit(memory, before) if known and memory is not None else None)
     try:
@@ -148,6 +151,12 @@ def rest() -> None:
         return
     for start, size, _ in limit.watched:
         _call("madvise", start, size, mmap.MADV_DONTNEED)
+
+
+def _free_at_once() -> None:
+    """Have the C library hand large blocks back when they are freed, where it otherwise keeps them for the next."""
+    with suppress(AttributeError):  # of a library that has no such thing
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LEAST)
 
 
 def _whole_pages(tensor: Mapped) -> tuple[int, int]:
