@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hopmem.model.kernel import FeatureMap, Patterns, unit
 from hopmem.model.separation import Halt, LossProgress, State, average_loss, largest, never, separation
-from hopmem.model.whitening import RIDGES, whiten
+from hopmem.model.whitening import RIDGES, require_room, whiten
 
 STEPS, TEMPERATURE, BATCH = 100, 2.0, 1024  # where the training names none
 SUFFICIENT = 0.1  # Armijo: the share of the promised decrease that a step must bring
@@ -73,6 +73,7 @@ def learn_average(
     Returns:
         The map of lowest loss that was met, and the way there.
     """
+    require_room(patterns, RULER)
     whitened = whiten(patterns)
     rank = len(whitened.eigenvalues)
     D, t = training.feature_dim or rank, training.temperature or TEMPERATURE

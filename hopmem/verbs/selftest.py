@@ -18,7 +18,7 @@ from hopmem.model.stored import STARTS, stored
 from hopmem.results import StoredReport
 from hopmem.scratch import empty, gathered, joined
 from hopmem.verbs.retrieve import Answer, retrieve
-from hopmem.verbs.trial import Trial, same_patterns
+from hopmem.verbs.trial import Trial, require_room, same_patterns
 from hopmem.verbs.work import Watch, pair_block, stage
 
 QUERIES = 1000  # patterns, or corrupted copies, that are put to the bank
@@ -89,6 +89,7 @@ def _asked(bank: MemoryBank, noises: list[Noise], seed: int, budget: int) -> tup
         for part in small_blocks(*plain.shape):
             plain[part] = bank.rows()[rows[part]]
         return rows, plain
+    require_room(bank)
     canvas = canvas_of(bank.rows(), bank.shape, bank.layout)
     trial = Trial(bank, canvas, seed, torch.device("cpu"), budget)
     each = max(1, min(QUERIES, len(bank)) // len(noises))

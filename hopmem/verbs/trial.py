@@ -13,6 +13,7 @@ from hopmem.model.kernel import Features, blocks
 from hopmem.model.noise import Canvas, Noise
 from hopmem.model.temperature import best_beta
 from hopmem.model.uhop import Training, learn_average
+from hopmem.pages import require
 from hopmem.scratch import gathered
 from hopmem.verbs.retrieve import retrieve
 from hopmem.verbs.work import Watch, loss_stage, pair_block, stage
@@ -20,6 +21,7 @@ from hopmem.verbs.work import Watch, loss_stage, pair_block, stage
 BANK = "bank"  # the bank's own map
 METHODS = (BANK, *BASELINES)
 CHUNK = 256  # queries that are corrupted at a time; another number would make other draws
+BYTES_OF_ENTRY = 48  # of a query of them: its pattern, what comes back by each method, in float64 too, and copies
 TUNING = 200  # queries by which baselines get their β, none of them measured
 
 
@@ -57,6 +59,19 @@ class Contender:
     method: str
     beta: float | None  # None where it has none
     answer: Callable[[Tensor], Found]  # queries [b, d] on the CPU, NaN where unknown
+
+
+def require_room(bank: MemoryBank) -> None:
+    """Refuse to corrupt patterns for which a memory limit leaves no room.
+
+    Args:
+        bank: any bank.
+
+    Raises:
+        DeviceError: the limit is too low.
+    """
+    needed = BYTES_OF_ENTRY * min(CHUNK, len(bank)) * max(bank.dimension, bank.feature_dimension)
+    require(needed, f"to corrupt patterns of {bank.dimension} entries")
 
 
 def same_patterns(bank: MemoryBank) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from hopmem.model.denoise.candidates import Candidate, Moments, fitted, measure, try_all
 from hopmem.model.denoise.fisher import feature_map, lift_of
 from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
-from hopmem.model.denoise.search import Search, begin, glanced, judged, surprise
+from hopmem.model.denoise.search import Search, begin, glanced, judged, require_room, surprise
 from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, verdict
 from hopmem.model.gram import Progress
 from hopmem.model.kernel import FeatureMap, Patterns
@@ -89,6 +89,7 @@ def learn_denoise(
     Returns:
         The best learned map, the best raw map, and how all of them did.
     """
+    require_room(source)
     search = begin(source, how.seed, budget)
     raw, table = _best_raw(search)
     moments, tried, halted = measure(search), list(known), False
