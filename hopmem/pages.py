@@ -24,6 +24,7 @@ LEAST = 1 << 20  # bytes of a tensor from which its pages are worth giving back
 SHARE = 2  # the part of the limit that may be resident before they are: blocks and their temporaries need the rest
 MIB = 1 << 20
 M_MMAP_THRESHOLD = -3  # of mallopt: bytes from which a block is mapped by itself
+LARGE = 1 << 17  # of those: smaller ones lie among others, which keep what was freed between them
 STATM, SMAPS = Path("/proc/self/statm"), Path("/proc/self/smaps")
 
 
@@ -156,7 +157,7 @@ def rest() -> None:
 def _free_at_once() -> None:
     """Have the C library hand large blocks back when they are freed, where it otherwise keeps them for the next."""
     with suppress(AttributeError):  # of a library that has no such thing
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LEAST)
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _whole_pages(tensor: Mapped) -> tuple[int, int]:

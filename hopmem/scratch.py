@@ -12,7 +12,7 @@ from torch import Tensor
 from hopmem.errors import UnreadableError
 from hopmem.pages import LEAST, lend, rest, scarce
 
-SCATTERED = 256  # rows read at a time where memory is scarce: the system brings 64 KiB along with each
+SCATTERED = 32  # rows read at a time where memory is scarce: the system brings 64 KiB and more along with each
 BLOCK = 1 << 22  # bytes that are copied at a time
 
 
