@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from hopmem.errors import DeviceError, UsageError
+from hopmem.pages import OWN
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,7 @@ def budget(memory_limit: str | None) -> int:
     Returns:
         Bytes.
     """
-    return DEFAULT_BUDGET if memory_limit is None else size(memory_limit) // SHARE_OF_LIMIT
+    return DEFAULT_BUDGET if memory_limit is None else max(SMALLEST, (size(memory_limit) - OWN) // SHARE_OF_LIMIT)
 
 
 def size(text: str, option: str = "--memory-limit") -> int:

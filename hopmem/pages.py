@@ -1,22 +1,30 @@
-"""Pages of mapped files, given back before they fill the memory that was allowed.
+"""The limit on memory, and how it is kept: pages of mapped files are given back, and what can't fit is refused.
 
 A page of a mapped file that was read counts as memory of the process until somebody else needs the room. Pages that
 nobody writes to may go at any time, and come back from the file when they are next looked at. Under a limit the files
-that were opened are therefore mapped for reading only, and whoever goes through rows block by block calls `rest`.
+that were opened are therefore mapped for reading only, and whoever goes through rows block by block calls `rest`. What
+needs more at once than the limit leaves is refused before it begins (`require`).
 """
 
 import ctypes
 import mmap
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from hopmem.errors import DeviceError
+
+OWN = 40 << 20  # bytes that a command takes beside torch, whatever its data: its modules, and those of torch that work
+FLOOR = 48 << 20  # the least limit: its own, and blocks of two mebibytes
 LEAST = 1 << 20  # bytes of a tensor from which its pages are worth giving back
 SHARE = 2  # the part of the limit that may be resident before they are: blocks and their temporaries need the rest
+MIB = 1 << 20
+M_MMAP_THRESHOLD = -3  # of mallopt: bytes from which a block is mapped by itself
+LARGE = 1 << 17  # of those: smaller ones lie among others, which keep what was freed between them
 STATM, SMAPS = Path("/proc/self/statm"), Path("/proc/self/smaps")
 
 
@@ -55,8 +63,15 @@ def limited(memory: int | None) -> Iterator[None]:
 
     Yields:
         Nothing.
+
+    Raises:
+        DeviceError: less than any command takes.
     """
     known = memory is not None and STATM.exists()
+    if known and memory is not None and memory < FLOOR:
+        raise DeviceError(f"--memory-limit: expected at least {FLOOR // MIB}M, found {memory / MIB:g}M")
+    if known:
+        _free_at_once()
     before = _resident() if known and "torch" in sys.modules else None
     token = _limit.set(_Limit(memory, before) if known and memory is not None else None)
     try:
@@ -74,6 +89,32 @@ def scarce() -> bool:
     return _limit.get() is not None
 
 
+def room() -> int | None:
+    """What the limit leaves for data.
+
+    Returns:
+        Bytes beside those that the command itself takes; None without a limit.
+    """
+    limit = _limit.get()
+    return None if limit is None else limit.bytes - OWN
+
+
+def require(needed: int, what: str) -> None:
+    """Refuse work that can't fit, before it begins.
+
+    Args:
+        needed: bytes that it holds at once.
+        what: it does, for the message.
+
+    Raises:
+        DeviceError: the limit leaves less.
+    """
+    limit = _limit.get()
+    if limit is not None and needed > limit.bytes - OWN:
+        least = -(-(needed + OWN) // MIB)
+        raise DeviceError(f"--memory-limit: expected at least {least}M {what}, found {limit.bytes / MIB:g}M")
+
+
 def watch(tensor: Mapped) -> None:
     """Let the pages of a tensor be given back, where it is a file that is mapped and unchanged: it stays so.
 
@@ -85,21 +126,48 @@ def watch(tensor: Mapped) -> None:
         return
     if limit.before is None:
         limit.before = _resident()
-    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    start, end = _whole_pages(tensor)
     if end - start < LEAST or not tensor.is_contiguous() or not _is_unchanged_file(start, end):
         return
     if _call("mprotect", start, end - start, mmap.PROT_READ):
         limit.watched.append((start, end - start, tensor))
 
 
+def lend(tensor: Mapped) -> None:
+    """Let the pages of a tensor be given back, where it is a file that is mapped and shared: writing to it is safe.
+
+    Args:
+        tensor: whose pages the system writes to their file before it takes them.
+    """
+    limit = _limit.get()
+    if limit is not None:
+        start, end = _whole_pages(tensor)
+        limit.watched.append((start, end - start, tensor))
+
+
 def rest() -> None:
     """Give pages back if much of the memory that is allowed is taken: called between two blocks of rows."""
     limit = _limit.get()
-    if limit is None or not limit.watched or _resident() - (limit.before or 0) <= limit.bytes // SHARE:
+    if limit is None or not limit.watched or _resident() - (limit.before or 0) <= (limit.bytes - OWN) // SHARE:
         return
     for start, size, _ in limit.watched:
         _call("madvise", start, size, mmap.MADV_DONTNEED)
+
+
+def _free_at_once() -> None:
+    """Have the C library hand large blocks back when they are freed, where it otherwise keeps them for the next."""
+    with suppress(AttributeError):  # of a library that has no such thing
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+
+
+def _whole_pages(tensor: Mapped) -> tuple[int, int]:
+    """Where the first page of a tensor begins, and its last ends, that hold nothing else.
+
+    Returns:
+        Two addresses.
+    """
+    start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    return start, (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
 
 
 def _resident() -> int:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hopmem.devices import DEFAULT_BUDGET, budget, memory_errors, resolve, set_threads, size
+from hopmem.pages import OWN
 from tests.refusal import raises_refusal
 
 MIB = 1 << 20
@@ -72,7 +73,7 @@ def test_what_is_no_size_is_a_usage_error(text):
 
 def test_a_block_takes_part_of_the_memory_limit_and_never_more_than_the_default():
     assert budget(None) == DEFAULT_BUDGET
-    assert budget("64G") == 16 << 30
+    assert budget("64G") == ((64 << 30) - OWN) // 4
     assert 0 < budget("400M") < 400 * MIB
 
 

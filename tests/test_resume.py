@@ -22,7 +22,7 @@ from tests.conftest import Array, Hopmem, write_queries
 from tests.refusal import raises_refusal
 
 COUNT, BUDGET = 1000, 1 << 16  # blocks of 341 queries of six entries: three of them
-LITTLE = ["--memory-limit", "1M"]  # blocks of 1,365 such queries
+LITTLE = ["--memory-limit", "48M"]  # blocks of 10,922 such queries
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_resume_of_a_run_that_never_began_is_a_run(bank: Path, queries: Path, ho
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_signal_costs_no_more_than_a_block(number: signal.Signals, bank: Path, vectors: Array, tmp_path: Path):
     draw = np.random.default_rng(5)
-    np.save(tmp_path / "many.npy", draw.standard_normal((60_000, 6)).astype(np.float32))
+    np.save(tmp_path / "many.npy", draw.standard_normal((120_000, 6)).astype(np.float32))
     command = [sys.executable, "-m", "hopmem", "retrieve", bank, tmp_path / "many.npy", "--json", *LITTLE, "-o"]
     whole = subprocess.run([*command, tmp_path / "whole.npy"], capture_output=True, check=True)
     process = subprocess.Popen(

@@ -21,6 +21,7 @@ from hopmem.lock import writing
 from hopmem.model.gram import Progress
 from hopmem.model.kernel import Exactly, FeatureMap, Features, Patterns, small_blocks, taken
 from hopmem.model.separation import nearest_delta
+from hopmem.scratch import gathered
 
 Layout = Literal["HW", "HWC", "CHW"]  # which axes of a pattern are an image's
 CPU = torch.device("cpu")
@@ -168,7 +169,7 @@ class MemoryBank:
         delta = nearest_delta(memory, sample, block, progress)
         if not bool((delta > SAME).any()) and sample is None and len(distinct := self.distinct) > 1:
             # Every pattern has a copy: what sets the different ones apart is measured between them.
-            once = replace(self.rows(device), stored=self.patterns[distinct])
+            once = replace(self.rows(device), stored=gathered(self.patterns, distinct))
             memory = Features(once, self._phi.to(device))
             delta = nearest_delta(memory, None, block)
         if not bool((delta > SAME).any()):  # an offset that all share, say, beside which float32 loses what differs

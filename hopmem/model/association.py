@@ -42,7 +42,7 @@ def associate(
     """
     M, k, left = len(memory), min(how.top, len(memory)), torch.arange(len(Y), device=Y.device)
     t = reach(how.alpha, how.beta, M, LEAK / how.spread)
-    coarse = sieve(Y, memory, t if how.alpha == 1 else None, suited_type(M, Y.device))
+    coarse = sieve(Y, memory, t if how.alpha == 1 else None, suited_type(M, Y.device), how.budget)
     if coarse is not None:
         reaches, seen, few = _seen(coarse, t, k, how)
         floor = coarse.floor(reaches, k)

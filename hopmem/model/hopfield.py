@@ -14,6 +14,8 @@ from hopmem.model.scan import RowBlocks, combine, known_scores, query_blocks, sc
 from hopmem.model.sieve import states_at_once
 from hopmem.model.weighing import LOUD, VISIBLE, Association, Weighing
 
+BYTES_OF_ENTRY = 32  # of a state, or of its answer: float64, and copies
+
 
 @dataclass(frozen=True)
 class Dynamics:
@@ -78,7 +80,8 @@ def retrieve(
         The answers, in the order of the queries.
     """
     parts = []
-    for rows in blocks(len(X), states_at_once(len(memory), dynamics.budget // 4)):
+    fitting = max(1, dynamics.budget // (BYTES_OF_ENTRY * max(memory.dimension, width)))
+    for rows in blocks(len(X), min(states_at_once(len(memory), dynamics.budget // 4), fitting)):
         Y = unit(memory.phi(X[rows].double()))  # what float32 rounds off here, β would make an error of
         parts.append(settle(Y, memory, readout, width, dynamics))
         if progress:

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
-from hopmem.pages import rest, scarce
+from hopmem.pages import rest, room, scarce
+from hopmem.scratch import SCATTERED, empty
 
 Rows = slice | Tensor  # a range of rows, or an int64 tensor of row numbers
 AT_ONCE = 1 << 22  # entries of a block of patterns
-SCATTERED = 256  # rows read at a time where memory is scarce: the system brings 64 KiB along with each
+BYTES_AT_ONCE = 48  # of each of them, under a limit: in float64, with copies and what is made of them
 NARROW = 1 << 12  # entries whose squares float32 adds up without losing more than a digit
 LONG = 1e15  # a length up to which products in float32 are safe from its bounds, as from its inverse on
 
@@ -91,9 +92,11 @@ def small_blocks(count: int, width: int) -> Iterator[slice]:
         width: entries of each.
 
     Returns:
-        Slices of at most `AT_ONCE` entries, but at least one row, each.
+        Slices of at most `AT_ONCE` entries, fewer under a limit that leaves little, but at least one row, each.
     """
-    return blocks(count, max(1, min(4096, AT_ONCE // width)))
+    left = room()
+    most = AT_ONCE if left is None else min(AT_ONCE, left // BYTES_AT_ONCE)
+    return blocks(count, max(1, min(4096, most // width)))
 
 
 def taken(stored: Tensor, rows: Rows) -> Tensor:
@@ -401,8 +404,13 @@ class Features:
         Returns:
             float32 [m, k] on the device.
         """
-        U = self.patterns.stored[rows, columns].to(self.device, torch.float32)
-        return U * self.inverse_lengths[rows, None]
+        U, scale = self.patterns.stored[rows, columns], self.inverse_lengths[rows, None]
+        if not scarce():
+            return U.to(self.device, torch.float32) * scale
+        part = torch.empty(U.shape, device=self.device)
+        for some in blocks(len(U), SCATTERED):
+            torch.mul(U[some].to(self.device, torch.float32), scale[some], out=part[some])
+        return part
 
     @cached_property
     def plain(self) -> bool:
@@ -438,10 +446,19 @@ class Features:
         """
         if self.stored is not None or len(self) * self.dimension * 4 > budget:
             return self
-        Z = torch.empty(len(self), self.dimension, device=self.device)
+        return replace(self, stored=self.whole())
+
+    def whole(self) -> Tensor:
+        """Z as one tensor.
+
+        Returns:
+            float32 [M, D] on the device.
+        """
+        on_cpu = self.device.type == "cpu"
+        Z = empty(len(self), self.dimension) if on_cpu else torch.empty(len(self), self.dimension, device=self.device)
         for rows in self.patterns.in_blocks():
             Z[rows] = self[rows]
-        return replace(self, stored=Z)
+        return Z
 
     def restricted(self, columns: Tensor, centre: Tensor | None) -> "Features":
         """The features of the memories' entries in `columns` alone.

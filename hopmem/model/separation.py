@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from hopmem.model.gram import Progress, UnitRows, gram_blocks
-from hopmem.model.kernel import blocks
+from hopmem.model.kernel import blocks, small_blocks
+from hopmem.scratch import empty
 
 LossProgress = Callable[[int, int, float, float], None]  # called with (done, total, loss, Δ_min of what was looked at)
 Halt = Callable[[], bool]  # asked between two steps of long work whether to stop there
@@ -199,12 +200,15 @@ def sampled_separation(
     """
     delta = nearest_delta(Z, sample, block, progress)
     total, squares, M = Z[slice(0, 1)][0].double() * 0, 0.0, len(Z)
-    for rows in blocks(M, 8192):
+    for rows in small_blocks(M, len(total)):
         features = Z[rows].double()
         total += features.sum(0)
         squares += float(features.square().sum())
     mean = (float(total.square().sum()) - squares) / (M * (M - 1))
-    among = separation(Z[sample], t=t, block=block)
+    drawn = empty(len(sample), len(total))
+    for part in small_blocks(*drawn.shape):
+        drawn[part] = Z[sample[part]]
+    among = separation(drawn.to(total.device), t=t, block=block)
     nearest = 1 - delta.min().reshape(1)
     return Separation(delta, mean, among.loss, torch.empty(1, 2, dtype=torch.int64), nearest)
 

@@ -32,7 +32,7 @@ GROUPS = 4096  # as many groups as this, or of `LARGEST` memories each more; sma
 LARGEST = 32
 SAMPLE = 16  # after one in so many memories it may show that too many matter
 MATTERING = 8  # which is when one group in so many certainly does, on average
-COARSE_ROWS = 8192  # memories that are scored at a time
+COARSE_ROWS = 8192  # memories that are scored at a time, where they fit the budget
 FEW = 8  # memories, or groups with the k best, that any state may look into
 ARRAYS = 6  # of the size of the maxima that their α-entmax takes
 NEAR = 1e-3  # to which c is found: it moves how far the support reaches by as little
@@ -190,7 +190,7 @@ def suited_type(M: int, device: torch.device) -> torch.dtype:
     return torch.float32 if group_size(M) == 1 else coarse_type(device)
 
 
-def sieve(Y: Tensor, memory: Features, reach: float | None, kind: torch.dtype) -> Sieve | None:
+def sieve(Y: Tensor, memory: Features, reach: float | None, kind: torch.dtype, budget: int) -> Sieve | None:
     """Score states against all memories, coarsely.
 
     Args:
@@ -198,6 +198,7 @@ def sieve(Y: Tensor, memory: Features, reach: float | None, kind: torch.dtype) -
         memory: unit features of M memories.
         reach: how far below the largest score memories matter; None where that is yet to be seen.
         kind: the type to compute in.
+        budget: bytes of working memory for the memories that are scored at a time.
 
     Returns:
         The maxima of all groups; None as soon as it is certain that too many matter.
@@ -210,8 +211,9 @@ def sieve(Y: Tensor, memory: Features, reach: float | None, kind: torch.dtype) -
         return None
     top = torch.empty(-(-M // group), b, dtype=kind, device=Y.device)
     T = Y.to(kind).T.contiguous()
-    buffer = torch.empty(min(M, COARSE_ROWS), b, dtype=kind, device=Y.device)
-    for rows in blocks(M, COARSE_ROWS):
+    height = max(1, min(COARSE_ROWS, budget // (4 * D)) // LARGEST) * LARGEST  # whole groups
+    buffer = torch.empty(min(M, height), b, dtype=kind, device=Y.device)
+    for rows in blocks(M, height):
         S = memory.products(rows, T, buffer)  # [m, b]
         maxima(S, group, top[rows.start // group : -(-rows.stop // group)])
         if reach is not None and group > 1 and rows.start < M // SAMPLE <= rows.stop:

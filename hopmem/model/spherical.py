@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from hopmem.model.codes.search import Stage, best_code
-from hopmem.model.descent import descend, near_mean
+from hopmem.model.descent import RULER, descend, near_mean
 from hopmem.model.kernel import FeatureMap, Features, Patterns
 from hopmem.model.separation import Halt, LossProgress, State, never, separation
 from hopmem.model.uhop import Learned, Training
-from hopmem.model.whitening import Whitened, whiten
+from hopmem.model.whitening import Whitened, require_room, whiten
 
 REFINEMENTS = 3  # of the solution for W: each leaves the share of its error that the rounding of W₀ has of W₀
 REACHED = 1e-4  # a largest cosine this near the code's says that float32 holds the map
@@ -43,6 +43,7 @@ def learn_spherical(
     Returns:
         The map of smallest largest cosine that was met; the curve is that cosine at each look (of a code, stage).
     """
+    require_room(patterns, RULER)
     whitened = whiten(patterns)
     rank = len(whitened.eigenvalues)
     if len(patterns) > rank + 1:

@@ -15,6 +15,7 @@ from hopmem.model.sieve import states_at_once
 
 STARTS = 4  # for each memory: the centre, and the rest on the sphere
 ROUNDING = 1e-6  # of a distance
+BYTES_OF_ENTRY = 64  # of a run: its start, where it came to rest, and what lies between them, in float64
 
 
 def stored(
@@ -39,7 +40,8 @@ def stored(
         Whether all runs of a memory came to rest in its ball, bool [m].
     """
     runs, inside = chosen.repeat_interleave(STARTS), []
-    for part in blocks(len(runs), states_at_once(len(memory), dynamics.budget // 4)):
+    fitting = max(1, dynamics.budget // (BYTES_OF_ENTRY * memory.dimension))
+    for part in blocks(len(runs), min(states_at_once(len(memory), dynamics.budget // 4), fitting)):
         Z = memory[runs[part]].double()  # [r, D]
         draw = torch.randn(Z.shape, generator=generator, dtype=torch.float64).to(Z.device)
         centre = torch.arange(part.start, part.stop, device=Z.device)[:, None] % STARTS == 0

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from hopmem.model.kernel import FeatureMap, Patterns, unit
-from hopmem.model.separation import Halt, LossProgress, State, average_loss, largest, never
-from hopmem.model.whitening import RIDGES, whiten
+from hopmem.model.separation import Halt, LossProgress, State, average_loss, largest, never, separation
+from hopmem.model.whitening import RIDGES, require_room, whiten
 
 STEPS, TEMPERATURE, BATCH = 100, 2.0, 1024  # where the training names none
 SUFFICIENT = 0.1  # Armijo: the share of the promised decrease that a step must bring
 PATIENCE = 3  # looks at the ruler without a better loss, after which the batches differ by more than the descent brings
 BYTES_PER_PAIR = 24  # of a batch: the cosines, and what their gradient keeps
-RULER = 2048  # memories on which candidates are compared
+RULER, BLOCK = 2048, 512  # memories on which candidates are compared, and whose pairs are looked at together
 SEED_STRIDE = 1_000_003  # seeds of successive draws lie one apart, and those of successive seeds this far
 
 
@@ -73,6 +73,7 @@ def learn_average(
     Returns:
         The map of lowest loss that was met, and the way there.
     """
+    require_room(patterns, RULER)
     whitened = whiten(patterns)
     rank = len(whitened.eigenvalues)
     D, t = training.feature_dim or rank, training.temperature or TEMPERATURE
@@ -80,7 +81,7 @@ def learn_average(
 
     def loss_of(W: Tensor) -> float:
         # In float64: near the optimum, candidates differ by less than float32 can tell.
-        return float(average_loss(unit(ruler @ W.T).double(), t))
+        return separation(unit(ruler @ W.T).double(), t=t, closest=0, block=BLOCK).loss
 
     W0 = min((whitened.map(ridge) for ridge in RIDGES), key=lambda W: loss_of(W[:D]))
     A = torch.eye(D, rank, device=W0.device)

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from hopmem.model.kernel import Patterns, unit
+from hopmem.pages import require
 
 RIDGES = (0.0, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # ρ, in units of the largest eigenvalue of C
+BYTES_OF_MATRIX = 36  # for each entry of a map, at the peak: its covariance is decomposed in float64
+BYTES_OF_ROW = 16  # for each entry of a memory that maps are compared on
 RANK_CUT = 1e-12  # an eigenvalue below this share of the largest is a zero that was rounded
 
 
@@ -34,6 +37,21 @@ class Whitened:
         """
         scale = (self.eigenvalues + ridge * self.eigenvalues[0]).rsqrt()
         return scale.to(self.directions)[:, None] * self.directions
+
+
+def require_room(patterns: Patterns, compared: int) -> None:
+    """Refuse to learn a map that a memory limit leaves no room for.
+
+    Args:
+        patterns: M memories of d entries.
+        compared: memories on which maps are compared.
+
+    Raises:
+        DeviceError: the limit is too low.
+    """
+    M, d = len(patterns), patterns.dimension
+    needed = BYTES_OF_MATRIX * min(M, d) * d + BYTES_OF_ROW * min(M, compared) * d
+    require(needed, f"to learn a map of {d} entries from {M} patterns")
 
 
 def whiten(patterns: Patterns) -> Whitened:

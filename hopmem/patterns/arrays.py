@@ -20,8 +20,8 @@ from safetensors import safe_open as open_safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hopmem.errors import InvalidDataError, UnreadableError
-from hopmem.pages import watch
+from hopmem.errors import InvalidDataError, UnreadableError, printable
+from hopmem.pages import require, scarce, watch
 from hopmem.patterns.source import Form, Loaded, Reading, guess_layout, pixel_scale
 from hopmem.patterns.unpack import Stream, allow, unpacked
 
@@ -262,12 +262,16 @@ def _read_pt(path: Path, reading: Reading) -> tuple[Tensor, str | None]:
     expected = "a torch file"
     _begins(path, expected, ZIP_MAGIC, PICKLE_MAGIC)
     try:
-        zipped = zipfile.is_zipfile(path)
+        zipped, plain = zipfile.is_zipfile(path), False
         if zipped:
             with zipfile.ZipFile(path) as archive:
-                allow(path, sum(member.file_size for member in archive.infolist()), reading.unpack_limit)
+                members = archive.infolist()
+            allow(path, sum(member.file_size for member in members), reading.unpack_limit)
+            plain = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+        if not plain:
+            require(2 * path.stat().st_size, f"to read {printable(path.name)}, which can't be mapped,")
         with _silence():
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=plain and scarce())
     except pickle.UnpicklingError as error:
         if "Unsupported" not in str(error) and "not an allowed" not in str(error) and "GLOBAL" not in str(error):
             raise UnreadableError(path, expected, error) from error

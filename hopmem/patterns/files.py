@@ -1,5 +1,6 @@
 """Which reader reads a source."""
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from hopmem.errors import HopmemError, InvalidDataError, MissingInputError, UnreadableError, UsageError
 from hopmem.model.kernel import LARGEST, small_blocks
@@ -14,6 +16,7 @@ from hopmem.patterns.arrays import load_array
 from hopmem.patterns.images import find_images, load_images
 from hopmem.patterns.source import IMAGE_SUFFIXES, Loaded, Reading, Skipped, safe_name, spoken
 from hopmem.patterns.tables import load_table
+from hopmem.scratch import empty, joined
 
 KINDS = {
     ".npy": "npy",
@@ -49,6 +52,7 @@ MAGIC = {
     b"\0\0\x08": "idx",
     b"PK": "npz",
 }
+BEGINNING = 1 << 10  # bytes of standard input that tell its kind
 EXPECTED = "an array (.npy .npz .safetensors .pt .idx -ubyte), a table (.csv .tsv), an image or a folder of images"
 
 
@@ -172,17 +176,19 @@ def _load_stdin(reading: Reading) -> Loaded:
     """
     if sys.stdin is None:
         raise UnreadableError("standard input", "data", "a closed one")
-    raw = sys.stdin.buffer.read()
-    if not raw:
+    start = sys.stdin.buffer.read(BEGINNING)
+    if not start:
         raise InvalidDataError("standard input", "data", "nothing")
-    kind = reading.format or next((kind for magic, kind in MAGIC.items() if raw.startswith(magic)), None)
+    kind = reading.format or next((kind for magic, kind in MAGIC.items() if start.startswith(magic)), None)
     if kind is None:
         raise UsageError(
             "standard input: expected --format KIND (csv, npy, ...), found data that does not tell its kind"
         )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"stdin{SUFFIXES[kind]}")
-        path.write_bytes(raw)
+        with path.open("wb") as file:
+            file.write(start)
+            shutil.copyfileobj(sys.stdin.buffer, file)
 
         def of_stdin(text: str) -> str:
             return text.replace(str(path), spoken("-"))
@@ -217,7 +223,7 @@ def _checked(loaded: Loaded, source: str, reading: Reading) -> Loaded:
         unknown, infinite = block.isnan(), block.isinf() if narrow else block.abs() > LARGEST
         if bool(unknown.any()) and reading.partial:
             if known is None:
-                known, stored = torch.ones(stored.shape, dtype=torch.bool), stored.clone()
+                known, stored = empty(*stored.shape, dtype=torch.bool).fill_(True), joined([stored])
             known[rows] &= ~unknown
             stored[rows] = block.masked_fill(unknown, 0)
             unknown = torch.zeros_like(unknown)
@@ -248,17 +254,17 @@ def _joined(parts: list[Loaded]) -> Loaded:
     """
     first = parts[0]
     alike = all(part.stored.dtype == first.stored.dtype and part.scale == first.scale for part in parts)
-    rows = [part.stored if alike else part.stored.float() * part.scale for part in parts]
+    rows = [part.stored if alike else _as_float(part) for part in parts]
     names = tuple(name for part in parts for name in part.row_names)
     known = None
     if any(part.known is not None for part in parts):
-        known = torch.cat(
-            [torch.ones_like(part.stored, dtype=torch.bool) if part.known is None else part.known for part in parts]
+        known = joined(
+            [torch.ones(1, 1).bool().expand(part.stored.shape) if part.known is None else part.known for part in parts]
         )
     images = tuple(image for part in parts for image in part.form.images)
     kind = "folder" if first.form.kind == "image" else first.form.kind
     return Loaded(
-        stored=torch.cat(rows),
+        stored=joined(rows),
         shape=first.shape,
         form=replace(first.form, kind=kind, images=images if len(images) == len(names) else ()),
         scale=first.scale if alike else 1.0,
@@ -269,3 +275,15 @@ def _joined(parts: list[Loaded]) -> Loaded:
         skipped=tuple(skip for part in parts for skip in part.skipped),
         notes=tuple(note for part in parts for note in part.notes),
     )
+
+
+def _as_float(loaded: Loaded) -> Tensor:
+    """Rows in the units of their patterns.
+
+    Returns:
+        float32 [N, d].
+    """
+    rows = empty(*loaded.stored.shape)
+    for some in small_blocks(*rows.shape):
+        rows[some] = loaded.stored[some].float() * loaded.scale
+    return rows

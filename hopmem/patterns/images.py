@@ -15,14 +15,16 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPIm
 from torch import Tensor
 
 from hopmem.errors import HopmemError, InvalidDataError, MissingInputError, UnreadableError
+from hopmem.pages import require, rest
 from hopmem.patterns.source import IMAGE_SUFFIXES, Form, ImageForm, Loaded, Reading, Skipped
 from hopmem.patterns.unpack import allow
+from hopmem.scratch import empty
 
 Pixels = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 GREY = frozenset({"1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
 DEEP = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})  # Pillow opens 16-bit files in one of these
 WORTH_A_THREAD = 1 << 14  # pixels from which decoding takes longer than what Python does around it
-BYTES_OF_A_PIXEL = 4  # as Pillow holds it
+BYTES_OF_A_PIXEL, BYTES_DECODED = 4, 16  # as Pillow holds it; with its colours, its alpha and copies of them
 ORIENTATION, TURNED = 0x0112, frozenset({5, 6, 7, 8})  # the EXIF tag, and its values that swap width and height
 UNREADABLE = (
     OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, AttributeError, EOFError, RuntimeError,
@@ -172,6 +174,7 @@ def _first_target(files: Sequence[Path], reading: Reading) -> tuple[Target, Path
         try:
             with _opened(file, reading.unpack_limit) as image:
                 width, height = _upright_size(file, image)
+                require(width * height * BYTES_DECODED * torch.get_num_threads(), "to decode images of this size")
                 return _target([ImageForm(file.name, (width, height), image.mode)], reading), file
         except (UnreadableError, MissingInputError, InvalidDataError) as error:
             first = first or error
@@ -193,7 +196,8 @@ def _decoded(
     Raises:
         HopmemError: the first image that can't be used, where such are not to be skipped.
     """
-    rows, masks = np.empty((len(files), *target.shape), target.dtype), dict[int, Pixels]()
+    kind = getattr(torch, target.dtype.name)
+    rows, masks = empty(len(files), *target.shape, dtype=kind).numpy(), dict[int, Pixels]()
 
     def decode(place: int) -> ImageForm | HopmemError:
         try:
@@ -204,6 +208,7 @@ def _decoded(
             return error
         if pixels is not None:
             rows[place] = pixels
+            rest()
         if opaque is not None and not opaque.all():
             masks[place] = opaque
         return form

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hopmem.errors import UsageError
 from hopmem.patterns.unpack import LIMIT
+from hopmem.scratch import gathered
 
 Layout = Literal["HW", "HWC", "CHW"]
 IMAGE_SUFFIXES = frozenset(
@@ -90,10 +91,10 @@ class Loaded:
         images = self.form.images and tuple(self.form.images[row] for row in rows.tolist())
         return replace(
             self,
-            stored=self.stored[rows],
+            stored=gathered(self.stored, rows),
             names=self.names and tuple(self.names[row] for row in rows.tolist()),
             numbers=tuple((self.numbers or range(len(self.stored)))[row] for row in rows.tolist()),
-            known=None if self.known is None else self.known[rows],
+            known=None if self.known is None else gathered(self.known, rows),
             form=replace(self.form, images=images),
             skipped=(*self.skipped, *skipped),
         )

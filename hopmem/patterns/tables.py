@@ -13,7 +13,9 @@ from torch import Tensor
 
 from hopmem.errors import InvalidDataError, UnreadableError, one_line
 from hopmem.patterns.source import Form, Loaded, Reading, Skipped
+from hopmem.scratch import joined
 
+AT_ONCE = 1 << 18  # numbers that are held in float64: more than the least that a file is worth in float32
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 UNKNOWN = frozenset({"", "nan", "na", "n/a", "null", "none", "?"})  # cells that hold no number, in lower case
 
@@ -53,7 +55,7 @@ class _Table:
         self.header: tuple[str, ...] | None = None
         self.id_column: int | None = None
         self.width = self.seen = 0
-        self.values = array("d")
+        self.values, self.blocks = array("d"), list[Tensor]()
         self.names: list[str] = []
         self.numbers: list[int] = []
         self.skipped: list[Skipped] = []
@@ -80,9 +82,18 @@ class _Table:
                 raise
             self.skipped.append(Skipped(f"line {line}", str(error)))
             return
+        if len(self.values) >= AT_ONCE:
+            self.settle()
         self.numbers.append(self.seen - 1)
         if self.id_column is not None:
             self.names.append(row[self.id_column])
+
+    def settle(self) -> None:
+        """Bring the latest rows to float32, which is how they are kept."""
+        if self.values:
+            block = torch.frombuffer(self.values, dtype=torch.float64).float()
+            self.blocks.append(joined([block]))
+            self.values = array("d")
 
     def loaded(self) -> Loaded:
         """All rows.
@@ -96,9 +107,10 @@ class _Table:
         if not self.numbers:
             found = f"{self.seen} rows, none of them usable ({self.skipped[0].reason})" if self.seen else "none"
             raise InvalidDataError(self.path, "at least one row of numbers", found)
-        if not len(self.values):
+        self.settle()
+        if not self.blocks:
             raise InvalidDataError(self.path, "at least one column of numbers beside the id column", "none")
-        stored = torch.frombuffer(self.values, dtype=torch.float64).view(len(self.numbers), -1).float()
+        stored = (self.blocks[0] if len(self.blocks) == 1 else joined(self.blocks)).view(len(self.numbers), -1)
         return Loaded(
             stored=stored,
             shape=(stored.shape[1],),

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hopmem.errors import InvalidDataError
+from hopmem.pages import LEAST, scarce
 
 LIMIT = 1 << 30  # bytes that one file may unpack to where nothing else is asked for
 IN_MEMORY = 1 << 26  # bytes up to which they are kept in memory; more are mapped from a temporary file
@@ -46,7 +47,7 @@ def unpacked(stream: Stream, size: int) -> NDArray[np.uint8]:
     Returns:
         They, or fewer where the stream ends before; many of them mapped from a file without a name.
     """
-    if size <= IN_MEMORY:
+    if size <= (LEAST if scarce() else IN_MEMORY):
         return np.frombuffer(bytearray(stream.read(size)), np.uint8)
     with tempfile.TemporaryFile() as file:
         left = size

@@ -20,6 +20,7 @@ from hopmem.patterns import Loaded, Reading, load, spoken
 from hopmem.pipeline.inspect import remember
 from hopmem.pipeline.outcome import Machine, Outcome
 from hopmem.results import StoreResult
+from hopmem.scratch import empty, joined
 from hopmem.verbs.work import pair_block, stage
 
 DTYPES = {name: getattr(torch, name) for name in ("uint8", "float16", "bfloat16", "float32", "float64")}
@@ -113,7 +114,7 @@ def _cast(loaded: Loaded, dtype: str | None) -> Loaded:
     if dtype is None or DTYPES[dtype] == loaded.stored.dtype:
         return loaded
     to_pixels = dtype == "uint8"
-    stored = torch.empty(loaded.stored.shape, dtype=DTYPES[dtype])
+    stored = empty(*loaded.stored.shape, dtype=DTYPES[dtype])
     for rows in small_blocks(*stored.shape):
         values = loaded.stored[rows].double() * loaded.scale
         low, high = float(values.min()), float(values.max())
@@ -170,14 +171,14 @@ def _appended(old: MemoryBank, new: MemoryBank, source: str) -> MemoryBank:
         )
         raise InvalidDataError("--values", had, list(new.values_shape) if new.values_shape else "none")
     if old.values is not None and new.values is not None:
-        values = torch.cat([old.values, _like(new.values, new.values_scale, old.values, old.values_scale, "--values")])
+        values = joined([old.values, _like(new.values, new.values_scale, old.values, old.values_scale, "--values")])
     features = None
     if old.features is not None:
         more = replace(old, patterns=patterns, features=None).memory()
-        features = torch.cat([old.features, more[slice(0, len(new))]])
+        features = joined([old.features, more.whole()])
     return replace(
         old,
-        patterns=torch.cat([old.patterns, patterns]),
+        patterns=joined([old.patterns, patterns]),
         names=old.names + new.names,
         values=values,
         features=features,
@@ -197,7 +198,10 @@ def _like(rows: Tensor, scale: float, kept: Tensor, kept_scale: float, source: s
         return rows
     if not kept.is_floating_point():
         raise InvalidDataError(source, f"{kept.dtype} as in the bank".removeprefix("torch."), rows.dtype)
-    return (rows.double() * (scale / kept_scale)).to(kept.dtype)
+    like = empty(*rows.shape, dtype=kept.dtype)
+    for some in small_blocks(*rows.shape):
+        like[some] = (rows[some].double() * (scale / kept_scale)).to(kept.dtype)
+    return like
 
 
 def _name_warnings(bank: MemoryBank) -> list[str]:

@@ -13,8 +13,21 @@ from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import UsageError
 from hopmem.model.baselines import BASELINES, squared_error
 from hopmem.model.noise import Noise, canvas_of, parse_noise
+from hopmem.model.uhop import RULER
+from hopmem.model.whitening import require_room as require_room_to_learn
 from hopmem.results import Evaluation, Row
-from hopmem.verbs.trial import BANK, METHODS, Contender, Trial, contenders, memories, part, same_patterns, stream
+from hopmem.verbs.trial import (
+    BANK,
+    METHODS,
+    Contender,
+    Trial,
+    contenders,
+    memories,
+    part,
+    require_room,
+    same_patterns,
+    stream,
+)
 from hopmem.verbs.work import Watch, stage
 
 ItemT = TypeVar("ItemT")
@@ -65,6 +78,9 @@ def evaluate(
     methods, sizes = _each([BANK, *(BASELINES if methods is None else methods)]), _each(sizes or [len(bank)])
     _check(bank, names, methods, sizes, samples)
     noises = [parse_noise(name, images=bank.layout is not None) for name in names]
+    require_room(bank)
+    if any(BASELINES[method].learned for method in methods if method != BANK):
+        require_room_to_learn(bank.rows(), RULER)
     where, seed = resolve(device), bank.seed if seed is None else seed
     canvas = canvas_of(bank.rows(where), bank.shape, bank.layout)
     order = torch.randperm(len(bank), generator=stream(seed, "sizes"))

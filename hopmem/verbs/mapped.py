@@ -7,6 +7,7 @@ import torch
 from hopmem.bank import MEASURED, MemoryBank
 from hopmem.model.kernel import FeatureMap, Features
 from hopmem.model.separation import Separation, sampled_separation, separation
+from hopmem.scratch import empty
 from hopmem.verbs.work import Watch, pair_block, stage
 
 
@@ -24,7 +25,7 @@ def mapped(bank: MemoryBank, phi: FeatureMap, device: torch.device) -> MemoryBan
     features = None
     if phi.W is not None:
         memory = Features(bank.rows(device), phi)
-        features = torch.empty(len(bank), memory.dimension)
+        features = empty(len(bank), memory.dimension)
         for rows in memory.patterns.in_blocks():
             features[rows] = memory[rows].cpu()
     return replace(bank, phi=phi.to(torch.device("cpu")), features=features, tuning=None, learning=None)

@@ -15,6 +15,7 @@ from hopmem.model.kernel import FeatureMap, Patterns
 from hopmem.model.separation import Halt, Separation, State, never
 from hopmem.model.spherical import learn_spherical
 from hopmem.model.uhop import BATCH, Learned, Training, learn_average
+from hopmem.scratch import gathered
 from hopmem.verbs.denoise import MIXED, Stopped, learn_for_noise
 from hopmem.verbs.mapped import mapped, measured, summary
 from hopmem.verbs.work import Watch, loss_stage, pair_block
@@ -265,4 +266,4 @@ def _distinct(bank: MemoryBank, device: torch.device) -> Patterns:
         raise InvalidDataError("patterns", "at least two different patterns to set apart", len(distinct))
     if len(distinct) == len(bank):
         return bank.rows(device)
-    return replace(bank.rows(device), stored=bank.patterns[distinct])
+    return replace(bank.rows(device), stored=gathered(bank.patterns, distinct))

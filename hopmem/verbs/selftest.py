@@ -11,13 +11,14 @@ from hopmem.bank import MemoryBank
 from hopmem.devices import resolve
 from hopmem.errors import UsageError
 from hopmem.model.hopfield import Dynamics
-from hopmem.model.kernel import Features
+from hopmem.model.kernel import Features, blocks, small_blocks
 from hopmem.model.noise import Noise, canvas_of, parse_noise
 from hopmem.model.separation import nearest_delta
 from hopmem.model.stored import STARTS, stored
 from hopmem.results import StoredReport
-from hopmem.verbs.retrieve import retrieve
-from hopmem.verbs.trial import Trial, same_patterns
+from hopmem.scratch import empty, gathered, joined
+from hopmem.verbs.retrieve import Answer, retrieve
+from hopmem.verbs.trial import Trial, require_room, same_patterns
 from hopmem.verbs.work import Watch, pair_block, stage
 
 QUERIES = 1000  # patterns, or corrupted copies, that are put to the bank
@@ -25,6 +26,7 @@ RUN = 1000  # patterns that are run from their spheres, at most,
 PRODUCTS = 4e10  # and products of entries that one step of all runs may take
 STEPS = 100  # after which a run is given up
 NAMED = 10  # of the patterns that are not stored
+BYTES_OF_ENTRY = 32  # of a query and its answer, with copies
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,19 +65,45 @@ def own_patterns(
         The answers to at most a thousand queries.
     """
     noises = _noises(bank)
-    if noises:
-        canvas = canvas_of(bank.rows(), bank.shape, bank.layout)
-        trial = Trial(bank, canvas, seed, torch.device("cpu"), budget)
-        each = max(1, min(QUERIES, len(bank)) // len(noises))
-        asked = [pair for noise in noises for pair in trial.queries(noise, each, "self-test")]
-        rows, X = (torch.cat(side) for side in zip(*asked, strict=True))
-    else:
-        rows = torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))[:QUERIES]
-        X = bank.rows()[rows]
-    answer = retrieve(bank, X, alpha=alpha, beta=beta, device=device, budget=budget, watch=watch)
+    rows, X = _asked(bank, noises, seed, budget)
+    fitting = max(1, budget // (BYTES_OF_ENTRY * bank.dimension))
+    found = [
+        _weighed(retrieve(bank, X[part], alpha=alpha, beta=beta, device=device, budget=budget, watch=watch))
+        for part in blocks(len(X), fitting)
+    ]
+    index, support = (torch.cat(side) for side in zip(*((each.index, each.support) for each in found), strict=True))
     same = same_patterns(bank)
-    right = same[answer.index.cpu()] == same[rows]
-    return OwnPatterns([noise.name for noise in noises], answer.support, right, answer.alpha, answer.beta, seed)
+    right = same[index.cpu()] == same[rows]
+    return OwnPatterns([noise.name for noise in noises], support, right, found[0].alpha, found[0].beta, seed)
+
+
+def _asked(bank: MemoryBank, noises: list[Noise], seed: int, budget: int) -> tuple[Tensor, Tensor]:
+    """Stored patterns as queries.
+
+    Returns:
+        Rows of the bank [B], and copies of them, corrupted where there is noise [B, d].
+    """
+    if not noises:
+        rows = torch.randperm(len(bank), generator=torch.Generator().manual_seed(seed))[:QUERIES]
+        plain = empty(len(rows), bank.dimension)
+        for part in small_blocks(*plain.shape):
+            plain[part] = bank.rows()[rows[part]]
+        return rows, plain
+    require_room(bank)
+    canvas = canvas_of(bank.rows(), bank.shape, bank.layout)
+    trial = Trial(bank, canvas, seed, torch.device("cpu"), budget)
+    each = max(1, min(QUERIES, len(bank)) // len(noises))
+    asked = [(rows, joined([X])) for noise in noises for rows, X in trial.queries(noise, each, "self-test")]
+    return torch.cat([rows for rows, _ in asked]), joined([X for _, X in asked])
+
+
+def _weighed(answer: Answer) -> Answer:
+    """An answer without its readout.
+
+    Returns:
+        What its weights say.
+    """
+    return replace(answer, patterns=answer.patterns.new_empty(0))  # a part of it would keep it all
 
 
 def definition_3(
@@ -117,8 +145,8 @@ def _radius_of_distinct(bank: MemoryBank, device: str, budget: int) -> float:
     memory, once = bank.memory(resolve(device)), bank.distinct
     if len(once) < 2:
         return math.nan
-    patterns = replace(memory.patterns, stored=memory.patterns.stored[once])
-    apart = Features(patterns, memory.phi, None if memory.stored is None else memory.stored[once])
+    patterns = replace(memory.patterns, stored=gathered(memory.patterns.stored, once))
+    apart = Features(patterns, memory.phi, None if memory.stored is None else gathered(memory.stored, once))
     delta = nearest_delta(apart, None, pair_block(memory.dimension, budget))
     return math.sqrt(2 * max(0.0, float(delta.min()))) / 2
 

@@ -13,12 +13,15 @@ from hopmem.model.kernel import Features, blocks
 from hopmem.model.noise import Canvas, Noise
 from hopmem.model.temperature import best_beta
 from hopmem.model.uhop import Training, learn_average
+from hopmem.pages import require
+from hopmem.scratch import gathered
 from hopmem.verbs.retrieve import retrieve
 from hopmem.verbs.work import Watch, loss_stage, pair_block, stage
 
 BANK = "bank"  # the bank's own map
 METHODS = (BANK, *BASELINES)
 CHUNK = 256  # queries that are corrupted at a time; another number would make other draws
+BYTES_OF_ENTRY = 48  # of a query of them: its pattern, what comes back by each method, in float64 too, and copies
 TUNING = 200  # queries by which baselines get their β, none of them measured
 
 
@@ -56,6 +59,19 @@ class Contender:
     method: str
     beta: float | None  # None where it has none
     answer: Callable[[Tensor], Found]  # queries [b, d] on the CPU, NaN where unknown
+
+
+def require_room(bank: MemoryBank) -> None:
+    """Refuse to corrupt patterns for which a memory limit leaves no room.
+
+    Args:
+        bank: any bank.
+
+    Raises:
+        DeviceError: the limit is too low.
+    """
+    needed = BYTES_OF_ENTRY * min(CHUNK, len(bank)) * max(bank.dimension, bank.feature_dimension)
+    require(needed, f"to corrupt patterns of {bank.dimension} entries")
 
 
 def same_patterns(bank: MemoryBank) -> Tensor:
@@ -100,9 +116,9 @@ def part(bank: MemoryBank, rows: Tensor, device: torch.device, budget: int, watc
         rows, chosen = rows.sort().values, bank.tuning is not None and bank.tuning.source == VALIDATED
         bank = replace(
             bank,
-            patterns=bank.patterns[rows],
+            patterns=gathered(bank.patterns, rows),
             names=tuple(bank.names[row] for row in rows.tolist()),
-            features=None if bank.features is None else bank.features[rows],
+            features=None if bank.features is None else gathered(bank.features, rows),
             tuning=bank.tuning if chosen else None,
         )
     # As values, patterns are read out whole: what a query knows is not put back over the answer.
@@ -189,7 +205,7 @@ def _learned(trial: Trial, watch: Watch | None) -> Features:
     patterns, distinct = trial.bank.rows(trial.device), trial.bank.distinct
     if len(distinct) < 2:
         return Features(patterns)
-    once = replace(patterns, stored=patterns.stored[distinct]) if len(distinct) < len(patterns) else patterns
+    once = replace(patterns, stored=gathered(patterns.stored, distinct)) if len(distinct) < len(patterns) else patterns
     training = Training(seed=trial.seed, budget=trial.budget)
     return Features(patterns, learn_average(once, training, loss_stage(watch, "learning")).phi)
 

@@ -166,7 +166,7 @@ def all_ways(alpha: float) -> Iterator[Association]:
     """What is held, and what every weight was computed for, of the same states."""
     Xi, how = apart(), Weighing(alpha, BETA, 3, 1 << 24)
     Y, memory = unit(queries(Xi).double()), Features(Patterns(Xi))
-    found = sieve.sieve(Y, memory, sieve.reach(alpha, BETA, M, 1e-8), torch.float32)
+    found = sieve.sieve(Y, memory, sieve.reach(alpha, BETA, M, 1e-8), torch.float32, 1 << 24)
     floor = found.floor(sieve.reach(alpha, BETA, M, 1e-8), 3)
     yield held(*rescored(Y, memory, found.group, found.top >= floor, floor, how), how)
     yield broad.streamed(Y, memory, how, memory, d) if alpha == 1 else broad.dense(Y, memory, how)

@@ -37,7 +37,7 @@ def states(Xi: Tensor, count: int = 20) -> Tensor:
 
 
 def sifted(Y: Tensor, memory: Features, reach: float | None) -> Sieve | None:
-    return module.sieve(Y, memory, reach, suited_type(len(memory), Y.device))
+    return module.sieve(Y, memory, reach, suited_type(len(memory), Y.device), 1 << 24)
 
 
 @pytest.mark.parametrize("name", list(banks()))

@@ -21,7 +21,7 @@ from hopmem.model.denoise.fisher import (
 from hopmem.model.denoise.search import FIT, Search, draws
 from hopmem.model.denoise.validation import BETA_QUERIES, Verdict, least_error, verdict
 from hopmem.model.gram import Progress
-from hopmem.model.kernel import blocks
+from hopmem.model.kernel import blocks, small_blocks
 from hopmem.model.separation import State
 
 COVARIANCES = (
@@ -152,7 +152,7 @@ def try_all(
     X, learned = frame(search.trial.X), _learned_rows(search, search.fit)
     rows, where = torch.unique(torch.cat([learned, search.rival_rows]), return_inverse=True)
     of_learned, of_rivals = torch.split(where, [len(learned), len(search.rivals)])  # most rivals are learned from, too
-    both = torch.cat([X, frame(search.source.memory[rows])])
+    both = torch.cat([X, _framed(search, frame, rows)])
     for number, (weight, ridge) in enumerate(COVARIANCES):
         if 2 * number + 1 < len(known):
             continue
@@ -183,13 +183,26 @@ def fitted(search: Search, moments: Moments, recipe: Recipe) -> Fitted:
     """
     frame = moments.frame
     items = torch.cat([search.held, search.fit]) if search.apart else search.fit
-    rows = frame(search.source.memory[_learned_rows(search, items)])
+    rows = _framed(search, frame, _learned_rows(search, items))
     white = whitening(moments.fit + moments.held, recipe.memory_weight, recipe.ridge)
     white = white.centred(_bright(frame)) if recipe.centred else white
     leading = white.columns(_directions(search, white(rows), recipe.dimension))
     if recipe.dimension is not None:
         return Fitted(rows, leading, leading)
     return Fitted(rows, leading, white.columns(torch.eye(len(white.L), device=leading.device)))
+
+
+def _framed(search: Search, frame: Frame, rows: Tensor) -> Tensor:
+    """Memories in the frame, of which they are read some at a time.
+
+    Returns:
+        [n, r].
+    """
+    memory = search.source.memory
+    framed = torch.empty(len(rows), _rank(search, frame), device=memory.device)
+    for part in small_blocks(len(rows), memory.dimension):
+        framed[part] = frame(memory[rows[part]])
+    return framed
 
 
 def _rank(search: Search, frame: Frame) -> int:
@@ -256,7 +269,8 @@ def _views(V: Tensor, queries: Tensor, rivals: Tensor, dimension: int | None) ->
         for euclidean in metrics:
             yield D, euclidean, _scores(G, q, z, euclidean, S)
     if dimension is None and V.shape[1] < V.shape[0]:
-        G, q, z = queries @ rivals.T, queries.square().sum(1, True), rivals.square().sum(1)
+        q, z = queries.square().sum(1, True), rivals.square().sum(1)
+        torch.mm(queries, rivals.T, out=G)
         for euclidean in (False, True):
             yield None, euclidean, _scores(G, q, z, euclidean, S)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hopmem.model.denoise.candidates import Candidate, Moments, fitted, measure, try_all
 from hopmem.model.denoise.fisher import feature_map, lift_of
 from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
-from hopmem.model.denoise.search import Search, begin, glanced, judged, surprise
+from hopmem.model.denoise.search import Search, begin, glanced, judged, require_room, surprise
 from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, verdict
 from hopmem.model.gram import Progress
 from hopmem.model.kernel import FeatureMap, Patterns
@@ -89,10 +89,9 @@ def learn_denoise(
     Returns:
         The best learned map, the best raw map, and how all of them did.
     """
+    require_room(source)
     search = begin(source, how.seed, budget)
-    trial = search.raw_trial()
-    raws = {name: (phi, glanced(search, phi, trial)) for name, phi in raw_maps(source.memory).items()}
-    table = [row for name, (_, score) in raws.items() for row in _rows(source, trial, name, score)]
+    raw, table = _best_raw(search)
     moments, tried, halted = measure(search), list(known), False
     for candidate in try_all(search, moments, dimension, known, trying):
         tried.append(candidate)
@@ -100,13 +99,24 @@ def learn_denoise(
             break
     table += [row for candidate in tried for row in _candidate_rows(search, candidate)]
     best = max(tried, key=lambda candidate: candidate.verdict.rank)
-    raw_name = max(raws, key=lambda name: raws[name][1].rank)
-    raw = raw_name, raws[raw_name][0]
     if halted:  # what is to be refined is not settled: what was refined before stays as it is
         contenders, _, _ = _refined(search, moments, best, replace(how, steps=0), None, None, halt)
         return _chosen(search, contenders, raw, table, state, tuple(tried), finished=False)
     contenders, state, ended = _refined(search, moments, best, how, state, refining, halt)
     return _chosen(search, contenders, raw, table, state, tuple(tried), ended)
+
+
+def _best_raw(search: Search) -> tuple[tuple[str, FeatureMap], list[Tried]]:
+    """Try the maps that are not learned.
+
+    Returns:
+        The best of them, by name, and how all of them did.
+    """
+    trial = search.raw_trial()
+    raws = {name: (phi, glanced(search, phi, trial)) for name, phi in raw_maps(search.source.memory).items()}
+    best = max(raws, key=lambda name: raws[name][1].rank)
+    table = [row for name, (_, score) in raws.items() for row in _rows(search.source, trial, name, score)]
+    return (best, raws[best][0]), table
 
 
 def raw_maps(memory: Patterns) -> dict[str, FeatureMap]:

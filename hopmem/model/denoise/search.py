@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from hopmem.model.denoise.fisher import WIDE
 from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, judge, least_error, verdict
 from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks, unit
 from hopmem.model.scan import scores
+from hopmem.pages import require
 
 HELD_OUT = 5  # one item in so many is kept for validation,
 WITNESSES = 250  # or so many, up to half of all: fewer can't tell a map that is right always from one that errs in 50
@@ -25,6 +27,7 @@ COMPARISONS = 50_000_000  # of a query with a memory in one of those; beyond 10,
 PARTIAL_QUERIES = 100  # of a trial with unknown entries, each of which makes features of its own
 RIVALS = 4096  # memories against which candidates are compared,
 RIVAL_ENTRIES = 1 << 26  # and entries of those
+BYTES_OF_MATRIX, COPIES = 52, 1.3  # of the moments of noise and memories and what is made of them; of all of it
 SPLIT, CHOOSE, CONFIRM, FIT, RIVAL, RAW = range(6)  # each purpose has draws of its own
 
 
@@ -89,6 +92,33 @@ def draws(seed: int, purpose: int) -> int:
     return (seed * 8 + purpose) % 2**63  # what a generator takes
 
 
+def require_room(source: Source) -> None:
+    """Refuse to learn for noise what a memory limit leaves no room for.
+
+    Args:
+        source: memories, and what corrupts them.
+
+    Raises:
+        DeviceError: the limit is too low.
+    """
+    M, d = len(source.memory), source.memory.dimension
+    r, v, m = min(d, WIDE), _count(source), min(M, max(_count(source), min(RIVALS, RIVAL_ENTRIES // d)))
+    span = 4 * WIDE * d if d > WIDE else 0  # an orthonormal basis, what it is made of, and copies
+    rows = 2 * v * d + m * d + span + 4 * (v + min(M, 2 * RIVALS)) * r + (min(M, RIVALS) + m) * r
+    needed = COPIES * (4 * (rows + 2 * v * m) + BYTES_OF_MATRIX * r * r)
+    require(int(needed), f"to learn for noise from {M} patterns of {d} entries")
+
+
+def _count(source: Source) -> int:
+    """Queries of the trial in which candidates are chosen.
+
+    Returns:
+        Their number.
+    """
+    usual = max(QUERIES, min(MOST_QUERIES, len(source) // MEMORIES_PER_QUERY))
+    return max(usual, QUERIES_PER_NOISE * len(source.noises))
+
+
 def begin(source: Source, seed: int, budget: int) -> Search:
     """Set aside what is validated on, and draw the trial and the rivals.
 
@@ -102,9 +132,7 @@ def begin(source: Source, seed: int, budget: int) -> Search:
     """
     order = torch.randperm(len(source), generator=torch.Generator().manual_seed(draws(seed, SPLIT)))
     fit, held, fresh = _split(source, order)
-    usual = max(QUERIES, min(MOST_QUERIES, len(source) // MEMORIES_PER_QUERY))
-    count = max(usual, QUERIES_PER_NOISE * len(source.noises))
-    trial = source.trial(held, count, draws(seed, CHOOSE))
+    trial = source.trial(held, _count(source), draws(seed, CHOOSE))
     if bool(trial.X.isnan().any()):
         trial = source.trial(held, PARTIAL_QUERIES, draws(seed, CHOOSE))
     rows, place = _rival_rows(source.memory, trial.truth, draws(seed, RIVAL))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hopmem.model.hopfield import Dynamics, Retrieval, complete, retrieve
-from hopmem.model.kernel import FeatureMap, Features, Patterns
+from hopmem.model.kernel import FeatureMap, Features, Patterns, small_blocks
 from hopmem.model.noise import Canvas, Noise
 from hopmem.model.scan import NEGLIGIBLE as NEGLIGIBLE_WEIGHT
 
@@ -154,8 +154,10 @@ def gaps(S: Tensor, truth: Tensor) -> Tensor:
     Returns:
         Differences of scores [v], infinite where there is no other.
     """
-    own = S.gather(1, truth[:, None])[:, 0]
-    return own - S.scatter(1, truth[:, None], -math.inf).amax(1)
+    own, best = S.gather(1, truth[:, None])[:, 0], torch.empty_like(S[:, 0])
+    for rows in small_blocks(*S.shape):
+        best[rows] = S[rows].scatter(1, truth[rows, None], -math.inf).amax(1)
+    return own - best
 
 
 def verdict(S: Tensor, truth: Tensor) -> Verdict:
