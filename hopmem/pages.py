@@ -13,15 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
 from hopmem.errors import DeviceError
 
-OWN = 40 << 20  # bytes that a command takes beside torch, whatever its data: its modules, and those of torch that work
-FLOOR = 48 << 20  # the least limit: its own, and blocks of two mebibytes
+OWN = 48 << 20  # bytes that a command takes beside torch, whatever its data: its modules, and those of torch that work
+FLOOR = 56 << 20  # the least limit: its own, and blocks of two mebibytes
 LEAST = 1 << 20  # bytes of a tensor from which its pages are worth giving back
 SHARE = 2  # the part of the limit that may be resident before they are: blocks and their temporaries need the rest
+AGAIN = 8  # the part by which it must have grown since they were
 MIB = 1 << 20
 M_MMAP_THRESHOLD = -3  # of mallopt: bytes from which a block is mapped by itself
 LARGE = 1 << 17  # of those: smaller ones lie among others, which keep what was freed between them
@@ -49,6 +51,7 @@ class _Limit:
     bytes: int
     before: int | None  # bytes that are resident before the work; None until that is known
     watched: list[tuple[int, int, Mapped]] = field(default_factory=list)  # addresses, and what keeps them mapped
+    rested: int = 0  # bytes that were resident after pages were last given back
 
 
 _limit: ContextVar[_Limit | None] = ContextVar("limit", default=None)
@@ -148,16 +151,20 @@ def lend(tensor: Mapped) -> None:
 def rest() -> None:
     """Give pages back if much of the memory that is allowed is taken: called between two blocks of rows."""
     limit = _limit.get()
-    if limit is None or not limit.watched or _resident() - (limit.before or 0) <= (limit.bytes - OWN) // SHARE:
+    if limit is None or not limit.watched:
         return
-    for start, size, _ in limit.watched:
-        _call("madvise", start, size, mmap.MADV_DONTNEED)
+    resident, left = _resident(), limit.bytes - OWN
+    # What is resident after pages were given back is no page of a file: asking again would not help.
+    if resident - (limit.before or 0) > left // SHARE and resident - limit.rested > left // AGAIN:
+        for start, size, _ in limit.watched:
+            _call("madvise", start, size, mmap.MADV_DONTNEED)
+        limit.rested = _resident()
 
 
 def _free_at_once() -> None:
     """Have the C library hand large blocks back when they are freed, where it otherwise keeps them for the next."""
     with suppress(AttributeError):  # of a library that has no such thing
-        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+        _library().mallopt(M_MMAP_THRESHOLD, LARGE)
 
 
 def _whole_pages(tensor: Mapped) -> tuple[int, int]:
@@ -181,8 +188,13 @@ def _call(name: str, start: int, size: int, how: int) -> bool:
     Returns:
         Whether it did it.
     """
-    done: int = getattr(ctypes.CDLL(None), name)(ctypes.c_void_p(start), ctypes.c_size_t(size), how)
+    done: int = getattr(_library(), name)(ctypes.c_void_p(start), ctypes.c_size_t(size), how)
     return done == 0
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)
 
 
 def _is_unchanged_file(start: int, end: int) -> bool:

@@ -15,7 +15,7 @@ from hopmem.pipeline.retrieve import retrieve
 from tests.conftest import Array, Ask, Hopmem, write_queries
 
 COUNT = 12_000
-LITTLE = ["--memory-limit", "48M"]  # blocks of 10,922 queries of six entries
+LITTLE = ["--memory-limit", "56M"]  # blocks of 10,922 queries of six entries
 
 
 @pytest.fixture(scope="module")

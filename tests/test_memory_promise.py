@@ -1,6 +1,7 @@
 """--memory-limit is a promise: real processes, and their resident size as the operating system counts it."""
 
 import functools
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,22 @@ def test_learning_that_can_not_fit_says_so_in_one_line_and_writes_nothing(object
     assert "--memory-limit: expected at least" in said
     assert "found 100M" in said
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["denoise", "spherical"])
+@pytest.mark.parametrize("shape", [(3000, 300), (6000, 64)])
+def test_learning_keeps_to_the_very_limit_that_it_asked_for(objective: str, shape: tuple[int, int], tmp_path: Path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+    assert peak("-m", "hopmem", "store", tmp_path / "x.npy", "-o", tmp_path / "bank", "-q")[0] == 0
+    command = ("optimize", tmp_path / "bank", "-o", tmp_path / "new", "--objective", objective)
+    command += ("--steps", 5) if objective == "spherical" else ()
+    code, _, said = peak("-m", "hopmem", *command, "--memory-limit", f"{FLOOR // MIB}M", "-q")
+    assert code == 5
+    asked = re.search(r"at least (\d+)M", said)
+    assert asked is not None
+    run(*command, limit=int(asked[1]))
 
 
 @linux

@@ -22,7 +22,7 @@ from tests.conftest import Array, Hopmem, write_queries
 from tests.refusal import raises_refusal
 
 COUNT, BUDGET = 1000, 1 << 16  # blocks of 341 queries of six entries: three of them
-LITTLE = ["--memory-limit", "48M"]  # blocks of 10,922 such queries
+LITTLE = ["--memory-limit", "56M"]  # blocks of 10,922 such queries
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hopmem.model.kernel import FeatureMap, Patterns, blocks, unit
-from hopmem.model.pairs import Listed, Pairs, all_of, sample, smooth_maximum, without
+from hopmem.model.pairs import BLOCK, Listed, Pairs, all_of, sample, smooth_maximum, without
 from hopmem.model.separation import Halt, LossProgress, State, largest, never, separation
 from hopmem.model.uhop import SEED_STRIDE, Learned, Training, drawn
 from hopmem.model.whitening import RIDGES, Whitened
@@ -28,6 +28,7 @@ LOOK_EVERY = 10  # steps between two looks over the pairs
 PATIENCE = 0.3  # share of the steps without a smaller largest cosine after which the descent ends
 LOOKED_OVER = 20_000  # memories, at most, all of whose pairs are looked over
 RULER = 4096  # memories on which ridges are compared
+BYTES_OF_PAIR, SMALLEST = 48, 128  # that a look holds for each pair of a block; rows of a block, at least
 NAMES = ("A", "offset", "A_first", "offset_first", "A_second", "offset_second", "best_A", "best_offset")  # of tensors
 NUMBERS = ("best_cosine", "step", "best_step", "over")
 
@@ -105,6 +106,14 @@ class _Ground:
     def pairs(self) -> int:
         """Pairs that a step goes by: three matrices hold the rows of their ends."""
         return max(1, min(self.training.batch_size or PAIRS, self.training.budget // (24 * len(self.W0))))
+
+    @property
+    def block(self) -> int:
+        """Rows of a block of a look."""
+        size = BLOCK
+        while size > SMALLEST and BYTES_OF_PAIR * size * size > self.training.budget:
+            size //= 2
+        return size
 
     def coordinates(self, rows: Tensor) -> Tensor:
         """W₀ (ξ − mean) of some memories.
@@ -247,7 +256,8 @@ class _Descent:
         ground, M, (A, offset) = self.ground, len(self.ground.patterns), self.tensors[:2]
         n, seed = ground.looked_over, ground.training.seed
         rows = drawn(M, n, seed, 1 + self.step)
-        pairs, top = sample(ground.features(rows, A, offset), ground.pairs, self.tau, ground.generator(self.step))
+        Z = ground.features(rows, A, offset)
+        pairs, top = sample(Z, ground.pairs, self.tau, ground.generator(self.step), ground.block)
         if n < M:
             known = _hardest(self.pairs, listed, ground.pairs // 2, A, offset)
             more = math.log(M) + math.log(M - 1) - math.log(n) - math.log(n - 1)

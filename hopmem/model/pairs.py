@@ -16,7 +16,7 @@ from torch.nn.functional import embedding_bag
 from hopmem.model.gram import UnitRows, gram_blocks
 from hopmem.model.kernel import blocks
 
-BLOCK = 1024  # rows of a block of the Gram matrix
+BLOCK = 1024  # rows of a block of the Gram matrix, at most
 GATHERED = 1024  # pairs whose rows are gathered at once, so that they stay near the processor
 SHORT = 1e-3  # features shorter than this are pulled no harder: near zero, a gradient along the sphere has no bound
 
@@ -53,7 +53,9 @@ def without(pairs: Pairs, known: Pairs, count: int) -> Pairs:
     return Pairs(pairs.index[:, new], pairs.log_share[new])
 
 
-def sample(Z: UnitRows, most: int, tau: float, generator: torch.Generator) -> tuple[Pairs, float]:
+def sample(
+    Z: UnitRows, most: int, tau: float, generator: torch.Generator, block: int = BLOCK
+) -> tuple[Pairs, float]:
     """Look at all pairs of some memories once, block by block.
 
     Args:
@@ -61,6 +63,7 @@ def sample(Z: UnitRows, most: int, tau: float, generator: torch.Generator) -> tu
         most: P, pairs to keep.
         tau: τ > 0.
         generator: draws E, on the device of Z.
+        block: rows of a block of the Gram matrix; memory is 48 bytes for each of its pairs.
 
     Returns:
         The sample, hardest first but for E, and the largest cosine of all.
@@ -68,8 +71,8 @@ def sample(Z: UnitRows, most: int, tau: float, generator: torch.Generator) -> tu
     top, floor = -math.inf, -math.inf
     keys, cosines = (torch.empty(0, device=generator.device) for _ in range(2))
     index = torch.empty(2, 0, dtype=torch.int64, device=generator.device)
-    for first, second, block in gram_blocks(Z, BLOCK, None):
-        C = block.triu(1).add_(torch.full_like(block, -math.inf).tril()) if first == second else block
+    for first, second, cosine in gram_blocks(Z, block, None):
+        C = cosine.triu(1).add_(torch.full_like(cosine, -math.inf).tril()) if first == second else cosine
         top = max(top, float(C.max()))
         u = torch.rand(C.shape, generator=generator, device=generator.device)
         key = u.neg_().log1p_().mul_(-tau).add_(C)

@@ -14,6 +14,7 @@ from hopmem.pages import require
 
 RIDGES = (0.0, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # ρ, in units of the largest eigenvalue of C
 BYTES_OF_MATRIX = 36  # for each entry of a map, at the peak: its covariance is decomposed in float64
+STEPPING = 16 << 20  # bytes that a step or a look takes, however small its blocks: modules of torch, and temporaries
 BYTES_OF_ROW = 16  # for each entry of a memory that maps are compared on
 RANK_CUT = 1e-12  # an eigenvalue below this share of the largest is a zero that was rounded
 
@@ -50,7 +51,7 @@ def require_room(patterns: Patterns, compared: int) -> None:
         DeviceError: the limit is too low.
     """
     M, d = len(patterns), patterns.dimension
-    needed = BYTES_OF_MATRIX * min(M, d) * d + BYTES_OF_ROW * min(M, compared) * d
+    needed = BYTES_OF_MATRIX * min(M, d) * d + BYTES_OF_ROW * min(M, compared) * d + STEPPING
     require(needed, f"to learn a map of {d} entries from {M} patterns")
 
 

@@ -190,7 +190,7 @@ def _header(first: list[str], id_column: str | None) -> tuple[str, ...] | None:
         The header's cells, or None.
     """
     words = [place for place, cell in enumerate(first) if not _is_number(cell)]
-    if id_column is not None and id_column not in first and _is_place(id_column):
+    if id_column is not None and _is_place(id_column):  # a number among the numbers of that row is no column's name
         words = [place for place in words if place != int(id_column)]
     return tuple(first) if words else None
 

@@ -187,6 +187,12 @@ def test_names_and_numbers_survive_a_table(tmp_path_factory, rows, kind, header)
     assert loaded.form == form
 
 
+def test_a_number_that_equals_the_id_column_is_no_header(table):
+    loaded = table("2,5,first\n3,6,second\n", id_column="2")
+    assert loaded.names == ("first", "second")
+    assert loaded.stored.tolist() == [[2, 5], [3, 6]]
+
+
 def test_whole_numbers_are_written_in_full(tmp_path):
     array = torch.tensor([[2**31 - 1, -(2**40) - 1, 0]])
     save(str(tmp_path / "x.csv"), "csv", array, Form("csv"), ["0"], None, scale=1.0, force=False)

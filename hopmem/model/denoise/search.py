@@ -28,6 +28,7 @@ PARTIAL_QUERIES = 100  # of a trial with unknown entries, each of which makes fe
 RIVALS = 4096  # memories against which candidates are compared,
 RIVAL_ENTRIES = 1 << 26  # and entries of those
 BYTES_OF_MATRIX, COPIES = 52, 1.3  # of the moments of noise and memories and what is made of them; of all of it
+OPTIMIZER = 76 << 20  # bytes that torch takes when the first of its optimisers is made, in modules that this brings in
 SPLIT, CHOOSE, CONFIRM, FIT, RIVAL, RAW = range(6)  # each purpose has draws of its own
 
 
@@ -105,7 +106,7 @@ def require_room(source: Source) -> None:
     r, v, m = min(d, WIDE), _count(source), min(M, max(_count(source), min(RIVALS, RIVAL_ENTRIES // d)))
     span = 4 * WIDE * d if d > WIDE else 0  # an orthonormal basis, what it is made of, and copies
     rows = 2 * v * d + m * d + span + 4 * (v + min(M, 2 * RIVALS)) * r + (min(M, RIVALS) + m) * r
-    needed = COPIES * (4 * (rows + 2 * v * m) + BYTES_OF_MATRIX * r * r)
+    needed = COPIES * (4 * (rows + 2 * v * m) + BYTES_OF_MATRIX * r * r) + OPTIMIZER
     require(int(needed), f"to learn for noise from {M} patterns of {d} entries")
 
 
