@@ -156,6 +156,13 @@ def rest() -> None:
     resident, left = _resident(), limit.bytes - OWN
     # What is resident after pages were given back is no page of a file: asking again would not help.
     if resident - (limit.before or 0) > left // SHARE and resident - limit.rested > left // AGAIN:
+        give_back()
+
+
+def give_back() -> None:
+    """Give all pages back, before other work than theirs begins."""
+    limit = _limit.get()
+    if limit is not None and limit.watched:
         for start, size, _ in limit.watched:
             _call("madvise", start, size, mmap.MADV_DONTNEED)
         limit.rested = _resident()

@@ -120,6 +120,21 @@ def test_learning_keeps_to_the_very_limit_that_it_asked_for(objective: str, shap
 
 
 @linux
+@pytest.mark.slow
+def test_pictures_keep_to_the_limit_or_are_refused_before_the_work(tmp_path: Path):
+    pytest.importorskip("matplotlib")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((3000, 300), dtype=np.float32))
+    assert peak("-m", "hopmem", "store", tmp_path / "x.npy", "-o", tmp_path / "bank", "-q")[0] == 0
+    command = ("inspect", tmp_path / "bank", "--plot", tmp_path / "pictures", "--report", tmp_path / "page.html")
+    code, _, said = peak("-m", "hopmem", *command, "--memory-limit", "100M", "-q")
+    assert code == 5
+    assert re.search(r"at least (\d+)M to draw, found 100M", said)
+    assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "bank"}
+    run(*command, limit=int(re.findall(r"at least (\d+)M", said)[0]))
+    assert (tmp_path / "page.html").exists()
+
+
+@linux
 def test_a_limit_that_no_command_can_keep_is_refused():
     with raises_refusal(5, "--memory-limit", f"{FLOOR // MIB}M", "found 1M"), limited(MIB):
         pass

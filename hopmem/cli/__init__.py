@@ -185,7 +185,7 @@ def optimize(
     task, given = _task({name: value for name, value in asked.items() if value is not None}, noise_from, force)
     pairs: dict[str, Any] = {"noise_from": noise_from, "clean_from": clean_from}
     pairs["unpack_limit"] = session.unpack_limit(unpack_limit)
-    with session.machine(device, seed, threads, memory_limit, quiet) as machine:
+    with session.machine(device, seed, threads, memory_limit, quiet, session.CHART if plot else 0) as machine:
         options: dict[str, Any] = {"time_limit": time_limit, "resume": resume, "given": given}
         outcome = run(bank, output, task, machine, **pairs, **options, follow=plot is not None)
     if plot is not None:
@@ -316,7 +316,8 @@ def inspect(
     from hopmem.pipeline.inspect import verified
 
     session.can_portray(plot, report, force)
-    with session.machine(device, seed, threads, memory_limit, quiet) as machine:
+    drawing = 0 if plot is None and report is None else session.PORTRAIT
+    with session.machine(device, seed, threads, memory_limit, quiet, drawing) as machine:
         outcome = run(bank, machine, closest=closest, error=error, alpha=alpha, beta=beta)
         outcome = verified(bank, outcome) if verify else outcome
         session.portray(outcome, bank, machine, plot, report, force)
@@ -361,7 +362,7 @@ def evaluate(
         session.can_chart(plot, force)
     options: dict[str, Any] = {"noise": noise or ["mixed"], "samples": samples}
     options |= {"methods": split_names(methods), "sizes": split_counts(sizes)}
-    with session.machine(device, seed, threads, memory_limit, quiet) as machine:
+    with session.machine(device, seed, threads, memory_limit, quiet, session.CHART if plot else 0) as machine:
         outcome = run(bank, machine, **options)
     if plot is not None:
         session.chart(outcome, plot, force)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from hopmem.verbs import Portrait
 
 
+CHART, PORTRAIT = 48 << 20, 128 << 20  # bytes that pictures take: matplotlib, and what it draws in
 MOST_ROWS, PAGE_RESOLUTION = 20_000, 110  # of the table of patterns on a page; and its pictures' dots an inch
 CHARTS = ("cosines", "delta", "code", "spectrum", "pairs", "landscape", "sphere")  # that a bank may have
 
@@ -75,21 +76,30 @@ def answers_to(output: str | None, queries: list[str], as_json: bool, ndjson: bo
 
 @contextmanager
 def machine(
-    device: str, seed: int | None, threads: int | None, memory_limit: str | None, quiet: bool
+    device: str, seed: int | None, threads: int | None, memory_limit: str | None, quiet: bool, drawing: int = 0
 ) -> "Iterator[Machine]":
     """What the shared options stand for.
+
+    Args:
+        device: name of a device of torch.
+        seed: of all draws.
+        threads: how many work.
+        memory_limit: what the user sets.
+        quiet: whether progress is not shown.
+        drawing: bytes that the pictures take which are asked for.
 
     Yields:
         The machine to work on, watched from a terminal.
     """
     from hopmem import devices
-    from hopmem.pages import limited
+    from hopmem.pages import limited, require
     from hopmem.pipeline import Machine
     from hopmem.report import watching
 
     devices.set_threads(threads)
     limit = None if memory_limit is None else devices.size(memory_limit)
     with limited(limit), watching(quiet=quiet) as watch:
+        require(drawing, "to draw")
         yield Machine(device, seed, devices.budget(memory_limit), watch)
 
 
@@ -167,10 +177,12 @@ def portray(
     """Draw a bank, as pictures and as a page."""
     if plot is None and page is None:
         return
+    from hopmem.pages import give_back
     from hopmem.pipeline.inspect import portrait
     from hopmem.plots import charts, write_charts
 
     found = portrait(bank, machine, outcome.result.alpha, outcome.result.beta)
+    give_back()
     drawn = charts(found)
     if plot is not None:
         write_charts(drawn, plot, force=force)

@@ -53,9 +53,7 @@ def without(pairs: Pairs, known: Pairs, count: int) -> Pairs:
     return Pairs(pairs.index[:, new], pairs.log_share[new])
 
 
-def sample(
-    Z: UnitRows, most: int, tau: float, generator: torch.Generator, block: int = BLOCK
-) -> tuple[Pairs, float]:
+def sample(Z: UnitRows, most: int, tau: float, generator: torch.Generator, block: int = BLOCK) -> tuple[Pairs, float]:
     """Look at all pairs of some memories once, block by block.
 
     Args:

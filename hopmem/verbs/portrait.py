@@ -22,6 +22,7 @@ FINEST, COARSEST = 81, 31  # points of the plane, on a side
 PLANE_PRODUCTS = 2e10  # of entries that one step of all points of the plane may take
 MARGIN = 0.35  # of the plane around what is marked on it, as a share of its extent
 RUN = 30  # steps after which a point of the plane is given up
+STATES, BYTES_OF_STATE = 1024, 64  # of the plane that run together, at most; bytes for each entry of one
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +203,7 @@ def _plane(Z: Features, pairs: list[PicturedPair], dynamics: Dynamics) -> Plane 
     n = max(COARSEST, min(FINEST, fine))
     x, y = (torch.linspace(float(low[axis]), float(high[axis]), n, dtype=torch.float64) for axis in (0, 1))
     grid = torch.cartesian_prod(y, x).flip(1)  # [n·n, 2], rows along y
-    E, basin = _run(origin + grid @ axes, Z, dynamics)
+    E, basin = _run(grid, origin, axes, Z, dynamics)
     return Plane(x, y, E.view(n, n), basin.view(n, n), marks, marked, D == 2)
 
 
@@ -240,16 +241,16 @@ def _window(marks: Tensor, *, whole: bool) -> tuple[Tensor, Tensor]:
     return middle - half, middle + half
 
 
-def _run(Y: Tensor, Z: Features, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
-    """The energy of states, and the memories they come to rest at.
+def _run(grid: Tensor, origin: Tensor, axes: Tensor, Z: Features, dynamics: Dynamics) -> tuple[Tensor, Tensor]:
+    """The energy of states on a plane, and the memories they come to rest at.
 
     Returns:
         E [N], and int64 [N], −1 where no single memory holds the state that came of it.
     """
     energy, basin = [], []
     once = Dynamics(dynamics.alpha, dynamics.beta, budget=dynamics.budget)
-    for part in blocks(len(Y), 1024):
-        states = Y[part].to(Z.device)
+    for part in blocks(len(grid), max(1, min(STATES, dynamics.budget // (BYTES_OF_STATE * Z.dimension)))):
+        states = (origin + grid[part] @ axes).to(Z.device)
         energy.append(settle(states.clone(), Z, Z, Z.dimension, once).energy.cpu())
         rest = settle(states.clone(), Z, Z, Z.dimension, dynamics)
         basin.append(torch.where(rest.converged & (rest.weight[:, 0] > 0.5), rest.index[:, 0], -1).cpu())
