@@ -19,6 +19,15 @@ class StoreResult:
     dtype: str
     duplicates: list[list[str]]  # groups of equal patterns, by name
     bytes: int
+    estimate: "StoreEstimate | None" = None  # of a dry run
+
+
+@dataclass(frozen=True)
+class StoreEstimate:
+    """What storing would take, by what reading took and what measuring a part of the patterns takes."""
+
+    seconds: float  # of reading, measuring, and of writing to a disk that is as fast as checksums are made
+    bytes: int  # of memory at the peak
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,20 @@ def test_a_dry_run_counts_and_writes_nothing(ask: Ask, tmp_path: Path, folder: P
     same = ("bank", "patterns", "dimension", "shape", "dtype", "duplicates")
     assert [dry[key] for key in same] == [wet[key] for key in same]
     assert 0 < dry["bytes"] <= wet["bytes"] < dry["bytes"] + 5000  # the header is not counted
+    assert wet["estimate"] is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 3000])
+def test_a_dry_run_estimates_time_and_memory(ask: Ask, hopmem: Hopmem, tmp_path: Path, count: int):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((count, 50), dtype=np.float32))
+    estimate = ask("store", tmp_path / "x.npy", "--dry-run", "-o", tmp_path / "bank")["estimate"]
+    assert 0 < estimate["seconds"] < 60
+    assert 250 << 20 < estimate["bytes"] < 1 << 30
+    less = ask("store", tmp_path / "x.npy", "--dry-run", "-o", tmp_path / "bank", "--memory-limit", "60M")["estimate"]
+    assert less["bytes"] <= estimate["bytes"]
+    shown = hopmem("store", tmp_path / "x.npy", "--dry-run", "-o", tmp_path / "bank").stdout
+    assert "nothing is written" in shown
+    assert "time, about" in shown
 
 
 def test_a_dry_run_of_append_leaves_the_bank_as_it_was(ask: Ask, tmp_path: Path, bank: Path, array: Path):

@@ -79,7 +79,9 @@ def store(
     mode: Mode = None,
     on_bad: OnBad = "error",
     unpack_limit: UnpackLimit = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count patterns and bytes; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count patterns, estimate memory and time; write nothing.")
+    ] = False,
     force: Force = False,
     device: Device = "auto",
     seed: Seed = None,

@@ -109,9 +109,21 @@ def remember(bank: "MemoryBank", machine: Machine) -> dict[str, str]:
     Returns:
         What its header shall keep; nothing of a bank so large that measuring it would take longer than writing it.
     """
-    if (len(bank) + PASSES) * len(bank) * max(bank.dimension, bank.feature_dimension) > CHEAP:
+    if not is_cheap(bank):
         return {}
     return {STATISTICS: _measured(bank, replace(machine, seed=None), CLOSEST, ERROR, None, "auto").text()}
+
+
+def is_cheap(bank: "MemoryBank") -> bool:
+    """Whether a bank is measured whenever it is written.
+
+    Args:
+        bank: of M patterns.
+
+    Returns:
+        False where that would take longer than writing it.
+    """
+    return (len(bank) + PASSES) * len(bank) * max(bank.dimension, bank.feature_dimension) <= CHEAP
 
 
 def _remembered(path: str) -> Remembered | None:

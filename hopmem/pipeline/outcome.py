@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hopmem.verbs.work import Watch
 
 ResultT = TypeVar("ResultT")
+RUNTIME = 250 << 20  # bytes that Python and torch take before anything is read
 
 
 @dataclass(frozen=True)

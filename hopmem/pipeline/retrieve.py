@@ -15,7 +15,7 @@ from hopmem.patterns import Loaded, Reading, Target, writing
 from hopmem.pipeline.asked import read_queries, rows_of
 from hopmem.pipeline.given import as_asked, target_of
 from hopmem.pipeline.kept import Kept, interrupted, keeping, run_of
-from hopmem.pipeline.outcome import Machine, Outcome
+from hopmem.pipeline.outcome import RUNTIME, Machine, Outcome
 from hopmem.pipeline.tally import Emit, Tally
 from hopmem.results import Estimate, RetrieveResult
 from hopmem.verbs.retrieve import RETRIEVING
@@ -24,7 +24,6 @@ from hopmem.verbs.work import Watch, pair_block, stage
 SAMPLED = 256  # queries by which a dry run judges all
 STEADY = 1 << 39  # products of entries that a block of queries takes: seconds, which is what an interruption loses
 FEWEST = 1024  # queries in a block all the same: each reads the bank once
-RUNTIME = 250 << 20  # bytes that Python and torch take before anything is read
 BYTES_PER_ENTRY = 32  # of a query: as read, as float32, its answer, and copies of them
 
 

@@ -1,29 +1,37 @@
 """Store: files → patterns → bank."""
 
+import math
+import time
+import timeit
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from hopmem.atomic import refuse_itself, refuse_overwrite
-from hopmem.bank import SAME, VALIDATED, MemoryBank
+from hopmem.bank import MEASURED, SAME, VALIDATED, MemoryBank
+from hopmem.bank.tensors import checksum
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
 from hopmem.lock import writing
 from hopmem.model.kernel import small_blocks
 from hopmem.model.separation import nearest_delta
+from hopmem.pages import room
 from hopmem.patterns import Loaded, Reading, load, spoken
-from hopmem.pipeline.inspect import remember
-from hopmem.pipeline.outcome import Machine, Outcome
-from hopmem.results import StoreResult
+from hopmem.pipeline.inspect import is_cheap, remember
+from hopmem.pipeline.outcome import RUNTIME, Machine, Outcome
+from hopmem.results import StoreEstimate, StoreResult
 from hopmem.scratch import empty, joined
+from hopmem.verbs.trial import part
 from hopmem.verbs.work import pair_block, stage
 
 DTYPES = {name: getattr(torch, name) for name in ("uint8", "float16", "bfloat16", "float32", "float64")}
+SAMPLED = 2000  # patterns that a dry run measures
 WORTH_LEARNING = 0.9  # a map whose separation falls below this share should be learned again
 
 
@@ -58,7 +66,7 @@ def store(
     Raises:
         UsageError: values whose rows could lose their patterns.
     """
-    path = Path(output)
+    path, began = Path(output), time.monotonic()
     if values is not None and reading.on_bad == "skip":
         raise UsageError("--values: expected --on-bad error, since a row that is skipped would lose its partner")
     refuse_itself(output, [*sources, *([] if values is None else [values])])
@@ -89,6 +97,7 @@ def store(
             dtype=str(bank.patterns.dtype).removeprefix("torch."),
             duplicates=[[bank.names[row] for row in group] for group in bank.duplicates],
             bytes=path.stat().st_size if not dry_run else _bytes(bank),
+            estimate=_estimated(bank, machine, device, time.monotonic() - began) if dry_run else None,
         )
     return Outcome(result, str(device), warnings, list(loaded.skipped))
 
@@ -233,6 +242,40 @@ def _append_warnings(old: MemoryBank, bank: MemoryBank, device: torch.device, bl
         return [fall]
     advice = "run hopmem optimize again" if after < WORTH_LEARNING * before else "no need to optimize again yet"
     return [f"{fall}; the map was learned without them: {advice}"]
+
+
+def _estimated(bank: MemoryBank, machine: Machine, device: torch.device, reading: float) -> StoreEstimate:
+    """What storing would take, by what reading took.
+
+    Returns:
+        The estimate.
+    """
+    M, block = len(bank), pair_block(max(bank.dimension, bank.feature_dimension), machine.budget)
+    validated = bank.tuning if bank.tuning is not None and bank.tuning.source == VALIDATED else None
+
+    def measure(some: MemoryBank) -> None:
+        some = replace(some, tuning=validated).tuned(device, block)
+        if is_cheap(bank):
+            remember(some, machine)
+
+    m = min(M, SAMPLED)
+    samples = [part(bank, torch.arange(n), device, machine.budget, None) for n in ((m + 1) // 2, m)]
+    half, whole = (_seconds(partial(measure, some)) for some in samples)
+    pairs = max(0.0, whole - half) / 0.75  # of m² pairs; the rest is work on each pattern
+    measuring = max(whole - pairs, 0.0) * M / m + pairs * (max(m, min(M, MEASURED)) / m) ** 2
+    writing_out = 2 * _seconds(partial(checksum, samples[1].patterns)) * _bytes(bank) / samples[1].patterns.nbytes
+    blocks = 4 * block * (3 * bank.dimension + 4 * block)
+    held = min(_bytes(bank), room() or math.inf)
+    return StoreEstimate(reading + measuring + writing_out, RUNTIME + blocks + int(held))
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """What work takes, the quickest of three times: who else works on the machine may slow one.
+
+    Returns:
+        Seconds.
+    """
+    return min(timeit.repeat(work, repeat=3, number=1))
 
 
 def _bytes(bank: MemoryBank) -> int:

@@ -34,11 +34,14 @@ def tables(result: Any) -> list[Table]:
 
 
 def _store_table(result: StoreResult) -> Table:
-    table = cells.facts("stored")
+    table = cells.facts("stored" if result.estimate is None else "dry run: nothing is written")
     table.add_row("bank", cells.name(result.bank))
     table.add_row("patterns", f"{result.patterns:,} of shape {cells.times(result.shape)}, {result.dtype}")
     table.add_row("size", cells.bytes_(result.bytes))
     table.add_row("duplicates", cells.groups(result.duplicates))
+    if result.estimate is not None:
+        table.add_row("time, about", f"{result.estimate.seconds:,.1f} s")
+        table.add_row("memory, at most about", cells.bytes_(result.estimate.bytes))
     return table
 
 
