@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from safetensors.numpy import load_file
 
 from hopmem import header
 from hopmem.bank import MemoryBank
+from hopmem.model.kernel import FeatureMap
 from tests import reference
 from tests.conftest import VECTOR_NAMES, Array, Ask, Hopmem
 
@@ -172,3 +174,10 @@ def test_the_tables_fit_eighty_columns(hopmem: Hopmem, learned: Path):
     assert "effective rank" in said
     assert "█" in said
     assert max(map(len, said.splitlines())) <= 80
+
+
+def test_a_raw_bank_by_centred_cosine_says_so(bank: Path, tmp_path: Path, hopmem: Hopmem):
+    plain = MemoryBank.load(bank)
+    replace(plain, phi=FeatureMap(centred=True), tuning=None).tuned().save(tmp_path / "centred")
+    assert "raw, centred cosine" in hopmem("inspect", tmp_path / "centred").stdout
+    assert "centred" not in hopmem("inspect", bank).stdout

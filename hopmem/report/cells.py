@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hopmem.errors import printable
-from hopmem.results import BoundsReport
+from hopmem.results import BoundsReport, Inspection
 
 SEPARATION = (  # what is shown of a separation, and the field that holds it
     ("smallest Δ", "min"),
@@ -111,6 +111,19 @@ def number(value: float | None) -> str:
         The digits, or a dash.
     """
     return "–" if value is None or not math.isfinite(value) else f"{value:.6g}"
+
+
+def map_of(result: Inspection) -> str:
+    """Which map compares the patterns.
+
+    Args:
+        result: of a bank.
+
+    Returns:
+        Its objective; of a raw bank that takes each row's mean off, that too.
+    """
+    centred = result.objective == "raw" and result.separation.get("learned") is not None
+    return "raw, centred cosine" if centred else result.objective
 
 
 def times(shape: list[int]) -> str:

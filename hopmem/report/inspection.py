@@ -32,7 +32,7 @@ def inspection(result: Inspection) -> list[Table]:
 def _facts(result: Inspection) -> Table:
     table = cells.facts("bank")
     table.add_row("patterns", f"{result.patterns:,} of shape {cells.times(result.shape)}")
-    table.add_row("feature map", f"{result.objective}, {result.feature_dimension} features")
+    table.add_row("feature map", f"{cells.map_of(result)}, {result.feature_dimension} features")
     if result.verified is not None:
         known = "every byte is what was written" if result.verified else "no checksums to compare with"
         table.add_row("verified", known)

@@ -131,7 +131,7 @@ def _advice(result: Inspection) -> Html:
 
 def _subtitle(result: Inspection) -> str:
     noun = "pattern" if result.patterns == 1 else "patterns"
-    map_ = f"{result.objective} map, {result.feature_dimension:,} features"
+    map_ = f"{cells.map_of(result)} map, {result.feature_dimension:,} features"
     return f"{result.patterns:,} {noun} of shape {cells.times(result.shape)} ({result.dimension:,} entries) · {map_}"
 
 
@@ -210,7 +210,7 @@ def _about(result: Inspection) -> list[tuple[str, str]]:
         What, and how it is.
     """
     facts = [("patterns", f"{result.patterns:,} of shape {cells.times(result.shape)}")]
-    facts.append(("feature map", f"{result.objective}, {result.feature_dimension:,} features"))
+    facts.append(("feature map", f"{cells.map_of(result)}, {result.feature_dimension:,} features"))
     if how := result.learning:
         facts.append(("loss", " → ".join(cells.number(how.loss.get(key)) for key in ("first", "last"))))
         facts.append(("steps of gradient descent", f"{how.steps:,}"))
