@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, TypeVar
 
 from hopmem.errors import BankError
 
-LONGEST = 100_000_000  # bytes that the format allows a header
+LONGEST = 4 << 20  # bytes of a header; the format allows more, and nothing that hopmem writes has them
+MOST_VALUES = 200_000  # that a text in JSON may hold: each takes some hundred bytes when it is read
 CHECKSUMS = "checksums"  # where a bank keeps them, in JSON by the name of the tensor,
 WRITER = "hopmem"  # the version that wrote it, which those that kept no checksums did not say
 ITSELF = ""  # and here of all else that its header says
@@ -57,7 +58,7 @@ class Header:
         """
         if CHECKSUMS not in self.metadata and WRITER not in self.metadata:
             return None
-        kept = json.loads(self.metadata.get(CHECKSUMS, "null"))
+        kept = parsed(self.metadata.get(CHECKSUMS, "null").encode())
         if not isinstance(kept, dict):
             raise ValueError("no checksums")
         if set(kept) != {ITSELF, *self.tensors}:
@@ -134,7 +135,7 @@ def read(path: str | Path) -> Header:
             raise BankError(path, "a safetensors file", f"{size} bytes with a header of {length}")
         text = file.read(length)
     try:
-        plain = json.loads(text, object_pairs_hook=_once)
+        plain = parsed(text)
         kept = plain.pop("__metadata__", {})
         _check_texts(kept)
         tensors = {name: _entry(entry, 8 + length) for name, entry in plain.items()}
@@ -142,6 +143,23 @@ def read(path: str | Path) -> Header:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise BankError(path, "a safetensors file", f"a header that does not fit it: {error}") from error
     return Header(kept, tensors)
+
+
+def parsed(text: bytes) -> Any:
+    """Read JSON that takes little more memory than its text, and whose objects have no key twice.
+
+    Args:
+        text: in UTF-8.
+
+    Returns:
+        What it says.
+
+    Raises:
+        ValueError: no JSON, too many values, or a key that stands twice.
+    """
+    if sum(map(text.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES:,} values")
+    return json.loads(text, object_pairs_hook=_once)
 
 
 def check(path: str | Path, header: Header, *, whole: bool = False) -> None:

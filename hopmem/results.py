@@ -214,8 +214,11 @@ class Remembered:
         return json.dumps(asdict(self))
 
     @classmethod
-    def of(cls, text: str) -> "Remembered":
+    def of(cls, kept: Any) -> "Remembered":
         """What `text` gave.
+
+        Args:
+            kept: that text, read as JSON.
 
         Returns:
             The statistics.
@@ -224,7 +227,6 @@ class Remembered:
             ValueError: something else.
         """
         try:
-            kept = json.loads(text)
             plain = kept["inspection"]
             sides = {name: side and _side(side) for name, side in plain["separation"].items()}
             records = {

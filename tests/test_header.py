@@ -1,12 +1,16 @@
 """The header of a bank, read without its tensors."""
 
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from hopmem.header import metadata
+from hopmem.header import metadata, read
+from tests.conftest import Hopmem
+from tests.refusal import raises_refusal
 
 
 @pytest.fixture
@@ -42,3 +46,23 @@ def test_of_another_file_nothing_is_told(tmp_path: Path, raw):
 
 def test_of_no_file_and_of_a_folder_nothing_is_told(tmp_path: Path):
     assert metadata(tmp_path / "missing") == metadata(tmp_path) == {}
+
+
+@pytest.mark.parametrize("values", ["[]", "0", "{}"])
+def test_a_header_of_millions_of_values_is_refused_before_they_take_memory(tmp_path: Path, values: str):
+    text = ('{"a": [' + ",".join([values] * 1_000_000) + "]}").encode()
+    (tmp_path / "file").write_bytes(len(text).to_bytes(8, "little") + text)
+    tracemalloc.start()
+    try:
+        with raises_refusal(6, "more than 200,000 values"):
+            read(tmp_path / "file")
+        assert tracemalloc.get_traced_memory()[1] <= 2 * len(text)  # the file, and the message
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_names_of_many_copies_do_not_outgrow_the_header(tmp_path: Path, hopmem: Hopmem):
+    np.save(tmp_path / "x.npy", np.zeros((20_000, 1), dtype=np.uint8) + 1)
+    hopmem("store", tmp_path / "x.npy", "-o", tmp_path / "bank")
+    assert len(read(tmp_path / "bank").metadata["tuning"]) < 1000
+    assert "20,000" in hopmem("inspect", tmp_path / "bank").stdout

@@ -17,6 +17,7 @@ from hopmem.bank.learning import Learning, learning_of
 from hopmem.bank.rows import as_rows
 from hopmem.bank.tuning import EQUAL, SAME, Tuning, tune
 from hopmem.errors import BankError, InvalidDataError
+from hopmem.header import parsed
 from hopmem.lock import writing
 from hopmem.model.gram import Progress
 from hopmem.model.kernel import Exactly, FeatureMap, Features, Patterns, small_blocks, taken
@@ -346,7 +347,7 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> MemoryBan
     """
 
     def read(key: str) -> Any:
-        return json.loads(metadata[key])
+        return parsed(metadata[key].encode())
 
     def read_layout(key: str) -> Layout | None:
         if metadata[key] not in {"null", *get_args(Layout)}:
@@ -367,7 +368,7 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> MemoryBan
         phi=FeatureMap(
             tensors.get("feature_map.weight"),
             tensors.get("feature_map.bias"),
-            centred=json.loads(metadata.get("centred", "false")) is True,
+            centred=metadata.get("centred") == "true",
         ),
         features=tensors.get("features"),
         values=tensors.get("values"),

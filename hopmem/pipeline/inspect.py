@@ -16,6 +16,7 @@ STATISTICS = "statistics"  # where the header of a bank keeps them
 CLOSEST, ERROR = 10, 1e-3  # what is kept
 CHEAP = 2.5e10  # products of entries up to which a bank is measured whenever it is written:
 PASSES = 2000  # of all pairs, and of so many passes over the patterns
+LONGEST = 1 << 18  # characters that a header keeps of statistics
 
 
 def inspect(
@@ -111,7 +112,8 @@ def remember(bank: "MemoryBank", machine: Machine) -> dict[str, str]:
     """
     if not is_cheap(bank):
         return {}
-    return {STATISTICS: _measured(bank, replace(machine, seed=None), CLOSEST, ERROR, None, "auto").text()}
+    text = _measured(bank, replace(machine, seed=None), CLOSEST, ERROR, None, "auto").text()
+    return {STATISTICS: text} if len(text) <= LONGEST else {}  # of a bank with names of thousands of copies
 
 
 def is_cheap(bank: "MemoryBank") -> bool:
@@ -128,7 +130,7 @@ def is_cheap(bank: "MemoryBank") -> bool:
 
 def _remembered(path: str) -> Remembered | None:
     try:
-        return Remembered.of(header.metadata(path)[STATISTICS])
+        return Remembered.of(header.parsed(header.metadata(path)[STATISTICS].encode()))
     except (KeyError, ValueError):
         return None
 

@@ -18,7 +18,7 @@ from hopmem.header import CHECKSUMS, metadata
 from hopmem.lock import writing
 from hopmem.model.kernel import blocks, small_blocks
 from hopmem.patterns import Loaded, Target
-from hopmem.verbs import Answer
+from hopmem.verbs import Answer, states
 
 FORMAT = "hopmem.answers/1"
 SUFFIX = ".checkpoint"  # of the folder beside the answers, or its name among pictures
@@ -58,6 +58,7 @@ class Kept:
         tensors, kept = file.read(_block(self.folder, rows), FORMAT, whole=True)
         same: dict[str, Any] = {name: tensors[name].clone() for name in NUMBERS} | json.loads(kept["run"])
         same |= {"index": same["top_index"][:, 0], "confidence": same["top_weight"][:, 0]}
+        same["state"] = states(same["support"], len(bank))
         matched = zip(same["index"].tolist(), tensors["matched"].tolist(), strict=True)
         return Answer(match=[bank.names[row] if sure else None for row, sure in matched], **same)
 
@@ -67,7 +68,7 @@ class Kept:
             return
         matched = torch.tensor([match is not None for match in answer.match])
         tensors = {name: getattr(answer, name) for name in NUMBERS} | {"matched": matched}
-        same = {name: getattr(answer, name) for name in ("state", "alpha", "beta", "beta_source")}
+        same = {name: getattr(answer, name) for name in ("alpha", "beta", "beta_source")}
         file.write(_block(self.folder, rows), tensors, {"run": json.dumps(same)}, force=True, form=FORMAT)
         self.count = rows.stop
 

@@ -5,7 +5,7 @@ from hopmem.verbs.evaluate import evaluate
 from hopmem.verbs.inspect import inspect
 from hopmem.verbs.optimize import optimize
 from hopmem.verbs.portrait import Portrait, portrait
-from hopmem.verbs.retrieve import Answer, retrieve
+from hopmem.verbs.retrieve import Answer, retrieve, states
 
 __all__ = [
     "Answer",
@@ -18,4 +18,5 @@ __all__ = [
     "optimize",
     "portrait",
     "retrieve",
+    "states",
 ]

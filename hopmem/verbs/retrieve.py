@@ -106,7 +106,7 @@ def retrieve(
         confidence=confidence,
         margin=found.margin,
         support=found.support,
-        state=[_state(size, len(bank)) for size in found.support.tolist()],
+        state=states(found.support, len(bank)),
         energy=found.energy,
         steps=found.steps,
         converged=found.converged,
@@ -201,12 +201,14 @@ def _onward(progress: Progress | None, before: int, total: int) -> Progress | No
     return None if progress is None else lambda done, _: progress(before + done, total)
 
 
-def _state(support: int, M: int) -> str:
-    """How many memories share an answer, in a word; at α = 1 a support of 0 means that none stands out.
+def states(support: Tensor, M: int) -> list[str]:
+    """How many memories share each answer, in a word; at α = 1 a support of 0 means that none stands out.
+
+    Args:
+        support: how many do, int64 [B].
+        M: memories.
 
     Returns:
-        single, metastable or global.
+        single, metastable or global, for each.
     """
-    if support == 1:
-        return "single"
-    return "global" if support in {0, M} else "metastable"
+    return ["single" if size == 1 else "global" if size in {0, M} else "metastable" for size in support.tolist()]
