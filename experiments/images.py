@@ -48,13 +48,16 @@ MEAN, SPREAD = 0.47, 0.25  # of the pixels
 class Options:
     """What the command line may change."""
 
-    epochs: int = field(default=25, metadata={"help": "over the training images"})
+    epochs: int = field(default=25, metadata={"help": "passes over the training data: mil 40 at most, images 25"})
     patch: int = field(default=8, metadata={"help": "pixels of a side of a patch"})
     width: int = field(default=64, metadata={"help": "entries of a token"})
     depth: int = field(default=2, metadata={"help": "blocks"})
     heads: int = field(default=4, metadata={"help": "of each block"})
     device: str = field(default="cpu", metadata={"help": "such as cpu or cuda"})
-    workers: int = field(default=0, metadata={"help": "processes; 0: as many as there are cores"})
+    workers: int = field(default=0, metadata={"help": "processes; 0: as many as there are cores", "least": 0})
+
+
+QUICK = Options(epochs=2, width=16, heads=2, workers=1)
 
 
 @dataclass(frozen=True)
@@ -258,11 +261,10 @@ def picture(epochs: Sequence[Epoch]) -> Figure:
     return figure
 
 
-def run(setting: Setting, options: Options = Options()) -> None:
+def run(setting: Setting, options: Options | None = None) -> None:
     """Write a row for each memory, seed and epoch, their summary, and the picture."""
     data = None if setting.quick and setting.data is None else setting.folder
-    if setting.quick:
-        options = Options(epochs=2, patch=options.patch, width=16, heads=2, workers=1)
+    options = options or (QUICK if setting.quick else Options())
     tasks = [Task(data, memory, seed, options) for seed, memory in product(setting.repeat(SEEDS), MEMORIES)]
     workers = 1 if options.device != "cpu" else options.workers or None
     found = [epoch for epochs in shared_out(trained, tasks, workers, "networks") for epoch in epochs]

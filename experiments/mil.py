@@ -51,9 +51,12 @@ class Options:
     """What the command line may change."""
 
     sets: tuple[str, ...] = field(default=("tiger", "fox"), metadata={"help": "names of sets in the folder"})
-    epochs: int = field(default=40, metadata={"help": "at most"})
-    folds: int = field(default=10, metadata={"help": "outer folds"})
-    workers: int = field(default=0, metadata={"help": "processes; 0: as many as there are cores"})
+    epochs: int = field(default=40, metadata={"help": "passes over the training data: mil 40 at most, images 25"})
+    folds: int = field(default=10, metadata={"help": "outer folds", "least": 2})
+    workers: int = field(default=0, metadata={"help": "processes; 0: as many as there are cores", "least": 0})
+
+
+QUICK = Options(epochs=2, folds=2, workers=1)
 
 
 @dataclass(frozen=True)
@@ -242,16 +245,15 @@ def picture(results: Sequence[Result]) -> Figure:
     return figure
 
 
-def run(setting: Setting, options: Options = Options()) -> None:
+def run(setting: Setting, options: Options | None = None) -> None:
     """Write a row for each set, seed, fold and memory, their summary, and the picture."""
     data = None if setting.quick and setting.data is None else setting.folder
-    folds, epochs = (2, 2) if setting.quick else (options.folds, options.epochs)
+    options = options or (QUICK if setting.quick else Options())
     tasks = [
-        Task(data, name, seed, fold, folds, memory, epochs)
-        for name, seed, fold, memory in product(options.sets, setting.repeat(SEEDS), range(folds), MEMORIES)
+        Task(data, name, seed, fold, options.folds, memory, options.epochs)
+        for name, seed, fold, memory in product(options.sets, setting.repeat(SEEDS), range(options.folds), MEMORIES)
     ]
-    workers = 1 if setting.quick else options.workers or None
-    results = sorted(shared_out(run_fold, tasks, workers, "folds"), key=lambda each: astuple(each)[:4])
+    results = sorted(shared_out(run_fold, tasks, options.workers or None, "folds"), key=lambda each: astuple(each)[:4])
     setting.write("mil", [each.name for each in fields(Result)], [astuple(each) for each in results])
-    setting.write("mil_summary", SUMMARY, summary(results, folds))
+    setting.write("mil_summary", SUMMARY, summary(results, options.folds))
     setting.save(picture(results), "mil")

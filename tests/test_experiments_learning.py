@@ -1,6 +1,7 @@
 """The learning experiments: what their tables must obey, and that each memory is what it says."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_the_summary_is_what_the_rows_say(out: Path) -> None:
 
 
 def test_the_same_seeds_give_the_same_tables(out: Path, tmp_path: Path) -> None:
-    mil.run(Setting(tmp_path, quick=True), mil.Options(sets=("tiger",)))
+    mil.run(Setting(tmp_path, quick=True), replace(mil.QUICK, sets=("tiger",)))
     again = {tuple(row.values()) for row in table(tmp_path, "mil")}
     assert again == {tuple(row.values()) for row in table(out, "mil") if row["set"] == "tiger"}
 
@@ -181,6 +182,16 @@ def test_options_come_from_the_command_line(
     monkeypatch.delenv("HOPMEM_DATA", raising=False)
     assert main(["mil", "--quick", "--seeds", "1", "--sets", "musk", "--out", str(tmp_path)]) == 0
     assert {row["set"] for row in table(tmp_path, "mil")} == {"musk"}
-    with pytest.raises(SystemExit):
-        main(["mil", "--sides", "3"])
-    capsys.readouterr()
+    for wrong in (["mil", "--sides", "3"], ["mil", "--quick", "--folds", "1"], ["images", "--quick", "--epochs", "0"]):
+        with pytest.raises(SystemExit):
+            main(wrong)
+    assert "whole number from 1 upward" in capsys.readouterr().err
+    assert main(["images", "--quick", "--epochs", "1", "--seeds", "1", "--out", str(tmp_path)]) == 0
+    assert {row["epoch"] for row in table(tmp_path, "images")} == {"1"}
+
+
+def test_data_that_are_not_there_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["images", "--data", str(tmp_path), "--workers", "1", "--out", str(tmp_path)]) == 3
+    said = capsys.readouterr().err
+    assert "images: expected" in said.splitlines()[-1]
+    assert "cifar10-train20k-jpg.tar" in said

@@ -1,8 +1,9 @@
 """Queries retrieve from keys: the layer that stands in the place of attention."""
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class Hopfield(nn.Module):
         steps: updates; the last reads the values.
         dropout: share of the weights that the readout leaves out in training.
         bias: whether the projections have one.
-        learn_alpha: whether α of each head is a parameter.
+        learn_alpha: whether α of each head is a parameter; α − 1 is, which never leads below 1, and decays to softmax.
         learn_beta: whether β of each head is one; its logarithm is.
         device: where the parameters are.
         dtype: their type.
@@ -89,7 +90,7 @@ class Hopfield(nn.Module):
         self._alpha = for_each_head("alpha", alpha, num_heads, least=1)
         self._beta = for_each_head("beta", usual if beta is None else beta, num_heads, least=0)
         expect(not learn_beta or min(self._beta) > 0, "beta", "more than 0 where it is learned", min(self._beta))
-        self.learned_alpha = parameter(num_heads) if learn_alpha else None
+        self.learned_excess = parameter(num_heads) if learn_alpha else None  # α − 1
         self.learned_log_beta = parameter(num_heads) if learn_beta else None
         self.reset_parameters()
 
@@ -105,13 +106,16 @@ class Hopfield(nn.Module):
         with torch.no_grad(), torch.random.fork_rng():  # what is drawn next is what it is without a map
             for W in () if self.feature_map is None else self.feature_map:
                 W.copy_(nn.init.orthogonal_(torch.empty_like(W, dtype=torch.float32)))  # half precision can't find it
-        for learned, rates in ((self.learned_alpha, self._alpha), (self.learned_log_beta, map(math.log, self._beta))):
-            if learned is not None:
-                learned.data.copy_(torch.tensor(list(rates)))
+        if self.learned_excess is not None:
+            self.learned_excess.data.copy_(torch.tensor([alpha - 1 for alpha in self._alpha]))
+        if self.learned_log_beta is not None:
+            self.learned_log_beta.data.copy_(torch.tensor([math.log(beta) for beta in self._beta]))
 
     @classmethod
     def from_attention(cls, mha: nn.MultiheadAttention, **options: Unpack[Options]) -> Self:
         """Copy an attention layer; the answers are the same, but batch first whatever its `batch_first`.
+
+        One that is not batch first is copied with a warning: in its place, this would take its batch for its rows.
 
         Args:
             mha: what to copy.
@@ -123,10 +127,15 @@ class Hopfield(nn.Module):
         Raises:
             UsageError: it adds keys of its own (`add_bias_kv`, `add_zero_attn`), or an option that is not free.
         """
+        expect(isinstance(mha, nn.MultiheadAttention), "mha", "a torch.nn.MultiheadAttention", type(mha).__name__)
         own = mha.bias_k is not None or mha.add_zero_attn
-        expect(not own, "attention", "no keys of its own", "add_bias_kv or add_zero_attn")
-        for name in ("kdim", "vdim", "bias"):
+        expect(not own, "mha", "an attention without keys of its own", "add_bias_kv or add_zero_attn")
+        for name in ("embed_dim", "num_heads", "kdim", "vdim", "bias"):
             expect(name not in options, name, "what the projections have that are copied", options.get(name))
+        if not mha.batch_first:
+            warnings.warn(
+                "from_attention: the copy takes [batch, rows, entries], and the original did not", stacklevel=2
+            )
         copied: Options = {
             "kdim": mha.kdim,
             "vdim": mha.vdim,
@@ -145,9 +154,9 @@ class Hopfield(nn.Module):
     @property
     def alpha(self) -> float | Tensor:
         """α: a number, or where the heads differ or learn, numbers [H, 1, 1]."""
-        a = self.learned_alpha
-        # Where a step went below 1, α is 1, and the gradient leads back.
-        return self._rate(self._alpha, None if a is None else a + (a.clamp_min(1) - a).detach())
+        excess = self.learned_excess
+        learned = None if excess is None else 1 + _NotBelow.apply(excess)  # type: ignore[no-untyped-call]
+        return self._rate(self._alpha, learned)
 
     @property
     def beta(self) -> float | Tensor:
@@ -206,6 +215,9 @@ class Hopfield(nn.Module):
         """
         key = query if key is None else key
         value = key if value is None else value
+        for name, each in (("query", query), ("key", key), ("value", value)):
+            if not isinstance(each, Tensor):
+                raise InvalidDataError(name, "a tensor", type(each).__name__)
         if query.dim() == 2:
             padding = None if key_padding_mask is None else key_padding_mask[None]
             output, P = self.forward(
@@ -228,8 +240,9 @@ class Hopfield(nn.Module):
         Returns:
             One line.
         """
-        alpha = "learned" if self.learned_alpha is not None else self._rate(self._alpha, None)
-        beta = "learned" if self.learned_log_beta is not None else self._rate(self._beta, None)
+        alpha, beta = _shown(self.alpha), _shown(self.beta)
+        alpha += "" if self.learned_excess is None else " (learned)"
+        beta += "" if self.learned_log_beta is None else " (learned)"
         sizes = f"{self.embed_dim}, num_heads={self.num_heads}, kdim={self.kdim}, vdim={self.vdim}"
         how = f"feature_dim={self.feature_dim}, alpha={alpha}, beta={beta}, steps={self.steps}, dropout={self.dropout}"
         return f"{sizes}, {how}"
@@ -282,11 +295,38 @@ class Hopfield(nn.Module):
         widths = (self.embed_dim, self.kdim, self.vdim)
         for name, U, width in zip(("query", "key", "value"), (query, key, value), widths, strict=True):
             if U.dim() != 3 or U.shape[2] != width:
-                raise InvalidDataError(name, f"shape [{query.shape[0]}, rows, {width}]", list(U.shape))
+                raise InvalidDataError(name, f"shape [batch, rows, {width}]", list(U.shape))
             if U.shape[0] != query.shape[0] and U.shape[0] != 1:  # sizes may be symbols: no sets, no len
                 raise InvalidDataError(name, f"a batch of {query.shape[0]}, or of one", list(U.shape))
         if key.shape[1] != value.shape[1]:
             raise InvalidDataError("value", f"as many rows as the keys have, {key.shape[1]}", list(value.shape))
+
+
+class _NotBelow(torch.autograd.Function):
+    """max(x, 0), whose gradient leads back from below and never there: a parameter neither dies nor runs away."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clamp_min(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, G: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.where(x > 0, G, G.clamp_max(0))  # a step goes against the gradient
+
+
+def _shown(rate: float | Tensor) -> str:
+    return (
+        f"[{', '.join(f'{each:.4g}' for each in rate.flatten().tolist())}]"
+        if isinstance(rate, Tensor)
+        else f"{rate:.4g}"
+    )
 
 
 def _batch_of_one(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -53,6 +53,8 @@ def _of_keys(mask: Tensor | None, shape: Shape) -> Tensor | None:
     if mask is None:
         return None
     B, _, _, S = shape
+    if not isinstance(mask, Tensor):
+        raise InvalidDataError("key_padding_mask", f"a tensor of shape [{B}, {S}]", type(mask).__name__)
     if mask.dim() != 2 or mask.shape[1] != S or (mask.shape[0] != B and mask.shape[0] != 1):
         raise InvalidDataError("key_padding_mask", f"shape [{B}, {S}]", list(mask.shape))
     return _of_type("key_padding_mask", mask)[:, None, None, :]
@@ -70,6 +72,8 @@ def _of_queries(mask: Tensor | None, shape: Shape) -> Tensor | None:
     if mask is None:
         return None
     B, H, L, S = shape
+    if not isinstance(mask, Tensor):
+        raise InvalidDataError("attn_mask", f"a tensor of shape [{L}, {S}]", type(mask).__name__)
     whole = mask.dim() == 2 or (mask.dim() == 3 and mask.shape[0] == B * H)
     if not whole or mask.shape[-2] != L or mask.shape[-1] != S:
         raise InvalidDataError("attn_mask", f"shape [{L}, {S}] or [{B * H}, {L}, {S}]", list(mask.shape))

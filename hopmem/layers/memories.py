@@ -43,6 +43,8 @@ class HopfieldLayer(nn.Module):
         super().__init__()
         expect(num_memories >= 1, "num_memories", "at least 1", num_memories)
         for name, given in (("memories", memories), ("values", values)):
+            if given is not None and not isinstance(given, Tensor):
+                raise InvalidDataError(name, f"a tensor of shape [{num_memories}, entries]", type(given).__name__)
             if given is not None and (given.dim() != 2 or len(given) != num_memories):
                 raise InvalidDataError(name, f"shape [{num_memories}, entries]", list(given.shape))
         kdim = options.get("kdim") if memories is None else memories.shape[1]

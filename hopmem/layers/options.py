@@ -54,7 +54,10 @@ def for_each_head(name: str, rate: Rate, num_heads: int, least: float) -> list[f
     Raises:
         UsageError: another count, or a number that is too small or none.
     """
-    found = torch.as_tensor(rate, dtype=torch.float64, device="cpu").detach().flatten().tolist()
+    try:
+        found = torch.as_tensor(rate, dtype=torch.float64, device="cpu").detach().flatten().tolist()
+    except (TypeError, ValueError, RuntimeError):
+        raise UsageError(f"{name}: expected a number, or one for each head, found {rate!r}") from None
     rates = found * num_heads if len(found) == 1 else found
     expect(len(rates) == num_heads, name, f"a number, or one for each of {num_heads} heads", f"{len(rates)} of them")
     expect(all(least <= each < float("inf") for each in rates), name, f"numbers from {least:g} upward", rate)

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hopmem.errors import UsageError
+from hopmem.errors import InvalidDataError, UsageError
 from hopmem.layers.hopfield import Hopfield
 from hopmem.layers.masks import mask_of
 from hopmem.layers.memories import HopfieldLayer
@@ -46,12 +46,17 @@ def separation_loss(
         UsageError: a layer without a feature map, or without keys; another objective; a temperature that is none.
         InvalidDataError: a mask that does not fit.
     """
+    known = isinstance(layer, Hopfield | HopfieldPooling | HopfieldLayer)
+    expect(known, "layer", "one of hopmem.layers", type(layer).__name__)
     expect(any(True for _ in layer.feature_map_parameters()), "layer", "a feature map (feature_dim)", "none")
     if keys is None and not isinstance(layer, HopfieldLayer):
         raise UsageError("keys: expected a tensor [B, S, kdim] for a layer without memories, found None")
     expect(objective in {"average", "spherical"}, "objective", "average or spherical", repr(objective))
     expect(temperature is None or temperature > 0, "temperature", "more than 0", temperature)
     keys = keys if keys is None or keys.dim() != 2 else keys[None]
+    kdim = layer.kdim if isinstance(layer, Hopfield) else layer.hopfield.kdim
+    if keys is not None and (keys.dim() != 3 or keys.shape[2] != kdim):
+        raise InvalidDataError("keys", f"shape [B, S, {kdim}]", list(keys.shape))
     Z = layer.features(keys)  # type: ignore[arg-type]  # [B, H, S, D]; None was looked at above
     B, H, S, _ = Z.shape
     seen = mask_of(key_padding_mask, None, (B, H, 1, S), Z, is_causal=False)

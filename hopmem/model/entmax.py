@@ -16,7 +16,7 @@ from torch import Tensor
 from hopmem.errors import InvalidDataError, UsageError
 from hopmem.model.threshold import log_peak, partial_sums, stretch, tsallis_exp
 
-NEAR = 0.1  # arguments up to which φ₂ is summed as a series: beyond, the differences lose less than two digits
+TENTHS = 1  # arguments up to which φ₂ is summed as a series: beyond, the differences lose less than two digits
 TERMS = 9  # of that series: the next is below 1e-17
 
 
@@ -91,11 +91,11 @@ def entmax(S: Tensor, alpha: float | Tensor) -> Tensor:
     """
     if S.dim() == 0 or not S.is_floating_point():
         raise InvalidDataError("scores", "rows of floating-point numbers", f"{S.dtype} of shape {list(S.shape)}")
-    if not isinstance(alpha, Tensor) and not alpha >= 1:
-        raise UsageError(f"alpha: expected a number from 1 upward, found {alpha}")
+    if not isinstance(alpha, Tensor) and not (isinstance(alpha, int | float) and alpha >= 1):
+        raise UsageError(f"alpha: expected a number from 1 upward, found {alpha!r}")
     if S.shape[-1] == 0:
         return S
-    S = S.float() if torch.is_autocast_enabled(S.device.type) else S
+    S = S.float() if S.device.type != "meta" and torch.is_autocast_enabled(S.device.type) else S
     blocked = S.amax(-1, keepdim=True) == -math.inf
     s = S.masked_fill(blocked, 0)
     softmax = not isinstance(alpha, Tensor) and alpha == 1
@@ -203,9 +203,9 @@ def _bend(P: Tensor, alpha: Tensor) -> Tensor:
     """
     log_P = torch.where(P > 0, P, 1).log()
     x = (1 - alpha) * log_P
-    far = torch.where(x > NEAR, x, 1)
+    far = torch.where(10 * x > TENTHS, x, 1)  # whole numbers: of a fraction a compiler makes a symbol, and fails
     near, term = torch.zeros_like(x), torch.full_like(x, 0.5)
     for k in range(TERMS):
-        near, term = near + term, term * x.clamp_max(NEAR) / (k + 3)
-    phi = torch.where(x > NEAR, (torch.expm1(far) - far) / far.square(), near)
+        near, term = near + term, term * (10 * x).clamp_max(TENTHS) / (10 * (k + 3))
+    phi = torch.where(10 * x > TENTHS, (torch.expm1(far) - far) / far.square(), near)
     return -P * log_P.square() * phi

@@ -94,7 +94,7 @@ def test_alone_it_attends_to_itself_with_or_without_a_batch():
 
 
 def test_a_copy_keeps_type_mode_and_dropout_and_takes_other_options():
-    theirs = nn.MultiheadAttention(8, 2, dropout=0.3).double().eval()
+    theirs = nn.MultiheadAttention(8, 2, dropout=0.3, batch_first=True).double().eval()
     ours = Hopfield.from_attention(theirs, alpha=1.5, steps=3)
     assert (ours.dropout, ours.alpha, ours.steps, ours.training) == (0.3, 1.5, 3, False)
     assert ours.out_proj.weight.dtype == torch.float64
@@ -115,7 +115,7 @@ def test_what_is_frozen_stays_frozen():
 
 @pytest.mark.parametrize("option", [{"add_bias_kv": True}, {"add_zero_attn": True}])
 def test_attention_with_keys_of_its_own_is_refused(option):
-    with raises_refusal(2, "attention", "no keys of its own"):
+    with raises_refusal(2, "attention without keys of its own"):
         Hopfield.from_attention(nn.MultiheadAttention(8, 2, **option))
 
 
@@ -190,7 +190,7 @@ def test_alpha_and_beta_of_each_head_are_fixed_or_learned():
     assert fixed.beta.flatten().tolist() == [0.5, 3.0]
     learned = Hopfield(16, 2, alpha=1.5, learn_alpha=True, learn_beta=True)
     x = randn(B, L, 16)
-    optimizer = torch.optim.SGD([learned.learned_alpha, learned.learned_log_beta], 0.01)
+    optimizer = torch.optim.SGD([learned.learned_excess, learned.learned_log_beta], 0.01)
     for _ in range(3):
         optimizer.zero_grad()
         learned(x)[0].square().sum().backward()
@@ -200,15 +200,98 @@ def test_alpha_and_beta_of_each_head_are_fixed_or_learned():
     assert (learned.alpha[0] != learned.alpha[1]).all()
 
 
+def sharpness(layer: Hopfield, x: Tensor) -> Tensor:
+    return layer(x, need_weights=True, average_attn_weights=False)[1].square().sum(-1).mean()
+
+
 def test_an_alpha_that_a_step_takes_below_one_is_one_and_comes_back():
-    layer = Hopfield(8, learn_alpha=True)
-    x = randn(1, 3, 8)
-    expected = Hopfield.forward(layer, x)[0]
+    layer, x = Hopfield(8, learn_alpha=True), randn(1, 3, 8)
+    expected = layer(x)[0]
     with torch.no_grad():
-        layer.learned_alpha -= 0.1
+        layer.learned_excess -= 0.1
     assert_close(layer(x)[0], expected)
-    layer(x)[0].square().sum().backward()
-    assert layer.learned_alpha.grad.abs() > 0
+    sharpness(layer, x).backward()  # the loss of one who wants it dense: not further down
+    assert layer.learned_excess.grad == 0
+    (-sharpness(layer, x)).backward()
+    assert layer.learned_excess.grad < 0
+
+
+def test_an_alpha_that_wants_to_be_less_than_one_does_not_run_away():
+    layer, x = Hopfield(16, 4, alpha=1.2, learn_alpha=True), randn(2, 5, 16)
+    optimizer = torch.optim.Adam([layer.learned_excess], 1e-2)
+    for step in range(200):
+        optimizer.zero_grad()
+        loss = sharpness(layer, x) * (1 if step < 100 else -1)
+        loss.backward()
+        optimizer.step()
+        if step == 99:
+            assert (layer.alpha == 1).all()
+            assert layer.learned_excess.min() > -0.2
+    assert (layer.alpha > 1.2).all()
+
+
+def test_weight_decay_leads_to_softmax():
+    layer = Hopfield(8, 2, alpha=3.0, learn_alpha=True)
+    layer(randn(1, 3, 8))[0].sum().mul(0).backward()
+    optimizer = torch.optim.AdamW([layer.learned_excess], 0.1, weight_decay=1.0)
+    for _ in range(100):
+        optimizer.step()
+    assert_close(layer.alpha.flatten(), torch.ones(2), atol=1e-3, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler itself does it
+def test_learned_alphas_compile_where_sizes_are_symbols():
+    layer, x = Hopfield(16, 4, alpha=1.5, learn_alpha=True, steps=2), randn(2, 4, 16)
+    compiled = torch.compile(layer, dynamic=True, backend="aot_eager")
+    assert_close(compiled(x)[0], layer(x)[0])
+    compiled(randn(2, 7, 16))[0].sum().backward()
+
+
+def test_shapes_are_known_without_numbers():
+    layer = Hopfield(16, 4, alpha=1.5, device="meta")
+    assert layer(torch.empty(2, 5, 16, device="meta"))[0].shape == (2, 5, 16)
+
+
+def test_an_attention_that_is_not_batch_first_is_copied_with_a_warning():
+    theirs, x = nn.MultiheadAttention(8, 2).eval(), randn(B, L, 8)
+    with pytest.warns(UserWarning, match="takes \\[batch, rows, entries\\]"):
+        ours = Hopfield.from_attention(theirs)
+    rows_first = x.transpose(0, 1)
+    assert_close(ours(x)[0], theirs(rows_first, rows_first, rows_first)[0].transpose(0, 1))
+
+
+def test_print_says_alpha_and_beta_of_each_head_in_a_line():
+    shown = repr(Hopfield(8, 2, alpha=[1.0, 1.5], learn_beta=True))
+    assert "alpha=[1, 1.5], beta=[0.5, 0.5] (learned)" in shown
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: Hopfield(8, alpha="a"), "alpha"),
+        (lambda: Hopfield(8, alpha=[1.0, None]), "alpha"),
+        (lambda: Hopfield(8, beta="auto"), "beta"),
+        (lambda: Hopfield.from_attention(nn.Linear(3, 3)), "MultiheadAttention, found Linear"),
+        (lambda: Hopfield.from_attention(nn.MultiheadAttention(8, 2), num_heads=2), "num_heads"),
+    ],
+)
+def test_what_makes_no_layer_is_said_in_a_line(call, said):
+    with raises_refusal(2, said):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda layer, x: layer(x, x, x, None, False), "attn_mask"),
+        (lambda layer, x: layer(x, x, x, False), "key_padding_mask"),
+        (lambda layer, x: layer(x.numpy()), "query"),
+        (lambda layer, x: layer(x[0, 0]), "query: expected shape [batch, rows, 8]"),
+    ],
+)
+def test_what_fits_no_layer_is_said_in_a_line(call, said):
+    with raises_refusal(4, said):
+        call(Hopfield(8, 2), randn(2, 3, 8))
 
 
 @pytest.mark.parametrize("alpha", [1.0, 1.5])
@@ -404,7 +487,7 @@ def test_a_zero_row_has_no_direction_and_no_gradient(added, alpha, dtype):
 def test_it_says_what_it_is():
     said = repr(Hopfield(16, 2, feature_dim=8, alpha=1.5, learn_beta=True))
     assert "16, num_heads=2" in said
-    assert "alpha=1.5, beta=learned" in said
+    assert "alpha=1.5, beta=[2.828, 2.828] (learned)" in said
 
 
 @pytest.mark.parametrize(
@@ -434,7 +517,7 @@ def test_numbers_that_fit_no_layer_are_refused(wrong, told):
 @pytest.mark.parametrize(
     ("shapes", "told"),
     [
-        ([(2, 3, 7)], ["query", "[2, rows, 8]", "[2, 3, 7]"]),
+        ([(2, 3, 7)], ["query", "[batch, rows, 8]", "[2, 3, 7]"]),
         ([(2, 3, 8), (3, 4, 8)], ["key", "a batch of 2", "[3, 4, 8]"]),
         ([(2, 3, 8), (2, 4, 8), (2, 5, 8)], ["value", "4", "[2, 5, 8]"]),
         ([(2, 3, 8), (4, 8)], ["key", "[4, 8]"]),
