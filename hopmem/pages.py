@@ -25,6 +25,7 @@ LEAST = 1 << 20  # bytes of a tensor from which its pages are worth giving back
 SHARE = 2  # the part of the limit that may be resident before they are: blocks and their temporaries need the rest
 AGAIN = 8  # the part by which it must have grown since they were
 MIB = 1 << 20
+BYTES_OF_NAME = 250  # of a row: a short text, where it is, and room to work with it
 M_MMAP_THRESHOLD = -3  # of mallopt: bytes from which a block is mapped by itself
 LARGE = 1 << 17  # of those: smaller ones lie among others, which keep what was freed between them
 STATM, SMAPS = Path("/proc/self/statm"), Path("/proc/self/smaps")
@@ -116,6 +117,18 @@ def require(needed: int, what: str) -> None:
     if limit is not None and needed > limit.bytes - OWN:
         least = -(-(needed + OWN) // MIB)
         raise DeviceError(f"--memory-limit: expected at least {least}M {what}, found {limit.bytes / MIB:g}M")
+
+
+def require_names(count: int) -> None:
+    """Refuse rows whose names alone a limit leaves no room for.
+
+    Args:
+        count: of the rows.
+
+    Raises:
+        DeviceError: the limit is too low.
+    """
+    require(count * BYTES_OF_NAME, f"to hold the names of {count:,} rows")
 
 
 def watch(tensor: Mapped) -> None:

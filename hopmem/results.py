@@ -79,6 +79,7 @@ class RetrieveResult:
     steps: int  # the most that any query took
     results: list[Match]
     estimate: Estimate | None = None  # of a dry run
+    more: int = 0  # answers beyond those listed, where not all were asked for
 
 
 @dataclass(frozen=True)

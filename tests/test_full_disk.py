@@ -38,7 +38,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         "optimize {bank} --noise gaussian:0.5 --steps 3",
         "retrieve {bank} {many} -o {disk}/answers.npy",
         "retrieve {bank} {many} -o {disk}/answers.csv",
-        "retrieve {bank} {many} -o {disk}/answers.npy --memory-limit 56M",
+        "retrieve {bank} {many} -o {disk}/answers.npy --memory-limit 60M",
     ],
 )
 def test_what_does_not_fit_leaves_everything_as_it_was(command: str, disk: Path, tmp_path: Path, hopmem: Hopmem):

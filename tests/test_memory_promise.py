@@ -11,6 +11,7 @@ import pytest
 
 from hopmem.bank import MemoryBank
 from hopmem.pages import FLOOR, MIB, STATM, limited, require, room
+from hopmem.patterns import Reading, load
 from hopmem.scratch import empty, gathered, joined
 from tests.refusal import raises_refusal
 
@@ -132,6 +133,28 @@ def test_pictures_keep_to_the_limit_or_are_refused_before_the_work(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "bank"}
     run(*command, limit=int(re.findall(r"at least (\d+)M", said)[0]))
     assert (tmp_path / "page.html").exists()
+
+
+@linux
+@pytest.mark.slow
+def test_answers_of_many_queries_keep_to_the_limit_unless_all_are_reported_at_once(tmp_path: Path):
+    many = np.random.default_rng(0).standard_normal((300_000, 16), dtype=np.float32)
+    np.save(tmp_path / "q.npy", many)
+    np.save(tmp_path / "x.npy", many[:1000])
+    run("store", tmp_path / "x.npy", "-o", tmp_path / "bank")
+    asked = ("retrieve", tmp_path / "bank", tmp_path / "q.npy")
+    run(*asked, "-o", tmp_path / "a.npy", limit=140)
+    assert np.load(tmp_path / "a.npy").shape == many.shape
+    code, _, said = peak("-m", "hopmem", *asked, "--json", "--memory-limit", "140M")
+    assert code == 5
+    assert re.search(r"at least \d+M to report 300,000 answers \(--ndjson holds none", said.splitlines()[-1])
+
+
+@linux
+def test_names_that_a_limit_leaves_no_room_for_are_refused_before_they_are_made(tmp_path: Path):
+    np.save(tmp_path / "q.npy", np.zeros((1_000_000, 1), dtype=np.float32))
+    with limited(100 * MIB), raises_refusal(5, "to hold the names of 1,000,000 rows", "found 100M"):
+        load([str(tmp_path / "q.npy")], Reading())
 
 
 @linux

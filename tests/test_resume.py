@@ -216,10 +216,13 @@ def test_resume_of_a_run_that_never_began_is_a_run(bank: Path, queries: Path, ho
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_costs_no_more_than_a_block(number: signal.Signals, bank: Path, vectors: Array, tmp_path: Path):
-    draw = np.random.default_rng(5)
-    np.save(tmp_path / "many.npy", draw.standard_normal((120_000, 6)).astype(np.float32))
-    command = [sys.executable, "-m", "hopmem", "retrieve", bank, tmp_path / "many.npy", "--json", *LITTLE, "-o"]
+def test_a_signal_costs_no_more_than_a_block(number: signal.Signals, tmp_path: Path, hopmem: Hopmem):
+    many = np.random.default_rng(5).standard_normal((150_000, 64), dtype=np.float32)
+    np.save(tmp_path / "many.npy", many)
+    np.save(tmp_path / "few.npy", many[:100])
+    hopmem("store", tmp_path / "few.npy", "-o", tmp_path / "bank")
+    asked = ["retrieve", tmp_path / "bank", tmp_path / "many.npy", "--json", "--memory-limit", "230M"]  # seven blocks
+    command = [sys.executable, "-m", "hopmem", *asked, "-o"]
     whole = subprocess.run([*command, tmp_path / "whole.npy"], capture_output=True, check=True)
     process = subprocess.Popen(
         [*command, tmp_path / "out.npy"],
@@ -229,15 +232,15 @@ def test_a_signal_costs_no_more_than_a_block(number: signal.Signals, bank: Path,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 # before any thread
     )
     deadline = time.monotonic() + 60
-    while len(list(tmp_path.glob("out.npy.checkpoint/*-*"))) < 5:
+    while len(list(tmp_path.glob("out.npy.checkpoint/*-*"))) < 2:
         assert time.monotonic() < deadline and process.poll() is None
     process.send_signal(number)
     stdout, stderr = process.communicate()
     assert process.returncode == (-9 if number == signal.SIGKILL else 128 + number)
     assert b"Traceback" not in stderr
     if number != signal.SIGKILL:
-        assert 1 < len(json.loads(stdout)["results"]) < 60_000
+        assert 1 < len(json.loads(stdout)["results"]) < 150_000
     found = subprocess.run([*command, tmp_path / "out.npy", "--resume"], capture_output=True, check=True)
     assert content(tmp_path / "out.npy") == content(tmp_path / "whole.npy")
     assert json.loads(found.stdout)["results"] == json.loads(whole.stdout)["results"]
-    assert len(list(tmp_path.iterdir())) == 3
+    assert len(list(tmp_path.iterdir())) == 5

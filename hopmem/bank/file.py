@@ -1,10 +1,10 @@
 """Tensors and metadata ↔ one safetensors file, whole or not at all."""
 
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
-from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from hopmem.errors import BankError, MissingInputError, UnreadableError
 from hopmem.header import CHEAP, CHECKSUMS, ITSELF, WRITER, check, of_metadata, steadily
 from hopmem.header import read as read_header
 from hopmem.model.kernel import blocks
-from hopmem.pages import watch
+from hopmem.pages import require_names, watch
 
 FORMAT = "hopmem.bank/1"
 AT_ONCE = 1 << 22  # numbers that are looked at together
@@ -131,10 +131,12 @@ def names_to(names: Sequence[str]) -> dict[str, Tensor]:
     Returns:
         Their UTF-8 bytes, and where each begins.
     """
-    text = [name.encode("utf-8", "surrogateescape") for name in names]
-    offsets = torch.tensor([0, *(len(each) for each in text)]).cumsum(0)
-    raw = torch.frombuffer(bytearray(b"".join(text) or b"\0"), dtype=torch.uint8)[: int(offsets[-1])]
-    return {"names": raw, "names.offsets": offsets}
+    text, ends = bytearray(), array("q", [0])
+    for name in names:
+        text += name.encode("utf-8", "surrogateescape")
+        ends.append(len(text))
+    raw = torch.frombuffer(text or bytearray(1), dtype=torch.uint8)[: ends[-1]]
+    return {"names": raw, "names.offsets": torch.frombuffer(ends, dtype=torch.int64)}
 
 
 def names_from(data: Tensor, offsets: Tensor) -> tuple[str, ...]:
@@ -146,10 +148,12 @@ def names_from(data: Tensor, offsets: Tensor) -> tuple[str, ...]:
     Raises:
         ValueError: offsets that do not cut the bytes.
     """
-    raw, ends = bytes(data.numpy()), offsets.tolist()
-    if ends[0] != 0 or ends[-1] != len(raw) or ends != sorted(ends):
+    require_names(len(offsets) - 1)
+    raw = data.numpy().data
+    if int(offsets[0]) != 0 or int(offsets[-1]) != len(raw) or bool((offsets.diff() < 0).any()):
         raise ValueError("names.offsets do not ascend from 0 to the length of the names")
-    return tuple(raw[start:end].decode("utf-8", "surrogateescape") for start, end in pairwise(ends))
+    ends = offsets.numpy()
+    return tuple(str(raw[ends[row] : ends[row + 1]], "utf-8", "surrogateescape") for row in range(len(ends) - 1))
 
 
 def _with_checksums(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:

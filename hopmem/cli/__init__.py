@@ -256,6 +256,7 @@ def retrieve(
     """Retrieve the stored pattern for each noisy, masked or partial query."""
     from hopmem.pipeline.retrieve import retrieve as run
     from hopmem.report import show_lines
+    from hopmem.report.tables import ROWS_SHOWN
 
     asked = session.all_sources(queries, files_from)
     if plot is not None:
@@ -273,8 +274,8 @@ def retrieve(
     options |= {"min_confidence": min_confidence, "mask": mask, "missing": missing, "pictures": plot is not None}
     options |= {"force": force, "resume": resume, "dry_run": dry_run}
     with session.machine(device, seed, threads, memory_limit, quiet) as machine:
-        emit = show_lines if ndjson else None
-        outcome = run(bank, asked, output, reading, machine, emit=emit, **options)
+        emit, most = show_lines if ndjson else None, None if as_json else 0 if ndjson or quiet else ROWS_SHOWN
+        outcome = run(bank, asked, output, reading, machine, emit=emit, most=most, **options)
     if plot is not None and not dry_run:
         session.draw(outcome, plot, force)
     session.finish(outcome, "retrieve", as_json, quiet, ndjson, output == "-")

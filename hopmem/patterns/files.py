@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hopmem.errors import HopmemError, InvalidDataError, MissingInputError, UnreadableError, UsageError
 from hopmem.model.kernel import LARGEST, small_blocks
+from hopmem.pages import require_names
 from hopmem.patterns.arrays import load_array
 from hopmem.patterns.images import find_images, load_images
 from hopmem.patterns.source import IMAGE_SUFFIXES, Loaded, Reading, Skipped, safe_name, spoken
@@ -97,6 +98,7 @@ def load(sources: Sequence[str], reading: Reading, first: int = 0) -> Loaded:
             raise InvalidDataError(
                 spoken(group[0]), f"rows of shape {list(parts[0].shape)} as in {spoken(sources[0])}", list(part.shape)
             )
+    require_names(sum(len(part.stored) for part in parts))
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 

@@ -1,17 +1,20 @@
 """Image files ↔ arrays: upright, in one size and one mode, 8 and 16 bits kept; alpha 0 means unknown."""
 
+import ctypes
 import os
 import struct
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin, _imaging
 from torch import Tensor
 
 from hopmem.errors import HopmemError, InvalidDataError, MissingInputError, UnreadableError
@@ -274,12 +277,28 @@ def _opened(file: Path, limit: int) -> Image.Image:
         raise MissingInputError(file, "an image") from error
     except UNREADABLE as error:
         raise UnreadableError(file, "an image", _reason(error)) from error
+    if image.format == "TIFF":
+        _quiet()
     try:
         allow(file, image.width * image.height * BYTES_OF_A_PIXEL, limit)
     except HopmemError:
         image.close()
         raise
     return image
+
+
+@cache
+def _quiet() -> None:
+    """Keep libtiff from printing what ails a file, which Pillow raises and hopmem says in a line of its own.
+
+    Pillow has no switch for it; where its library is not to be found by name, the lines stay.
+    """
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(_imaging.__file__)
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            setting = getattr(library, name)
+            setting.argtypes, setting.restype = [ctypes.c_void_p], ctypes.c_void_p
+            setting(None)
 
 
 def _reason(error: Exception) -> str:

@@ -11,6 +11,7 @@ from hopmem.atomic import refuse_itself
 from hopmem.bank import MemoryBank
 from hopmem.devices import Room, memory_errors, resolve
 from hopmem.errors import INTERRUPTED, TERMINATED, Terminated, UsageError
+from hopmem.pages import require
 from hopmem.patterns import Loaded, Reading, Target, writing
 from hopmem.pipeline.asked import read_queries, rows_of
 from hopmem.pipeline.given import as_asked, target_of
@@ -23,6 +24,7 @@ from hopmem.verbs.work import Watch, pair_block, stage
 
 SAMPLED = 256  # queries by which a dry run judges all
 STEADY = 1 << 39  # products of entries that a block of queries takes: seconds, which is what an interruption loses
+BYTES_OF_MATCH, BYTES_OF_TOP = 1200, 600  # of an answer that is reported, and of each of its next best memories
 FEWEST = 1024  # queries in a block all the same: each reads the bank once
 BYTES_PER_ENTRY = 32  # of a query: as read, as float32, its answer, and copies of them
 
@@ -40,6 +42,7 @@ def retrieve(
     force: bool = False,
     resume: bool = False,
     emit: Emit | None = None,
+    most: int | None = None,
     dry_run: bool = False,
     **options: Any,
 ) -> Outcome[RetrieveResult]:
@@ -59,7 +62,8 @@ def retrieve(
         pictures: whether to keep what a contact sheet shows.
         force: whether outputs may be replaced.
         resume: go on with the interrupted run, if there is one.
-        emit: told the answers of each block, which are then not kept.
+        emit: told the answers of each block.
+        most: answers that are kept, the first; None keeps all.
         dry_run: answer a few queries, say what all would take, and write nothing.
         **options: of `verbs.retrieve`.
 
@@ -89,7 +93,8 @@ def retrieve(
         bank = _tuned(bank, options.get("beta"), machine)
         if dry_run:
             return Outcome(_estimated(read, bank, machine, options), device, list(read.notes), list(read.skipped))
-        tally = Tally(bank, read.row_names, emit, pictures)
+        most = _kept(len(read.stored), most, options.get("top", 1))
+        tally = Tally(bank, read.row_names, most, emit, pictured=pictures)
         try:
             with keeping(target, run, before) as kept:
                 _answer(read, bank, target, kept, tally, machine, options)
@@ -125,6 +130,21 @@ def _answer(
             if not again and rows.stop < count:
                 kept.keep(rows, answer)
             tally.take(rows, X, asked, answer, again=again)
+
+
+def _kept(count: int, most: int | None, top: int) -> int:
+    """How many answers are kept for the report, where a memory limit leaves room for them.
+
+    Returns:
+        At most as many as there are queries.
+
+    Raises:
+        DeviceError: the limit is too low.
+    """
+    kept = count if most is None else min(most, count)
+    each = BYTES_OF_MATCH + (BYTES_OF_TOP * top if top > 1 else 0)
+    require(kept * each, f"to report {kept:,} answers (--ndjson holds none)")
+    return kept
 
 
 def _lasts(target: Target | None, count: int, bank: MemoryBank, budget: int) -> bool:

@@ -81,7 +81,8 @@ def store(
         bank = new if old is None else _appended(old, new, spoken(sources[0]))
         validated = bank.tuning is not None and bank.tuning.source == VALIDATED
         bank = bank if validated else bank.noting(tuning=None)  # what noise asks for, new patterns do not change
-        warnings = [*loaded.notes, *_name_warnings(bank), *_zero_warnings(bank)]
+        named = old is not None or loaded.names is not None
+        warnings = [*loaded.notes, *(_name_warnings(bank) if named else []), *_zero_warnings(bank)]
         if not dry_run:
             block = pair_block(max(bank.dimension, bank.feature_dimension), machine.budget)
             bank = bank.noting(seed=bank.seed if machine.seed is None else machine.seed).tuned(

@@ -20,18 +20,19 @@ Emit = Callable[[list[Match]], None]  # told the answers of a block as soon as t
 class Tally:
     """What has come back so far."""
 
-    def __init__(self, bank: MemoryBank, names: Sequence[str], emit: Emit | None, pictured: bool) -> None:
+    def __init__(self, bank: MemoryBank, names: Sequence[str], most: int, emit: Emit | None, *, pictured: bool) -> None:
         """Begin.
 
         Args:
             bank: what is asked.
             names: of all queries.
-            emit: told the answers of each block, which are then not kept.
+            most: answers that are kept.
+            emit: told the answers of each block.
             pictured: whether pictures are wanted.
         """
-        self._bank, self._names, self._emit, self._pictured = bank, names, emit, pictured
+        self._bank, self._names, self._emit, self._most, self._pictured = bank, names, emit, most, pictured
         self.count = 0  # of the queries that were answered
-        self._matches: list[Match] = []
+        self._matches: list[Match] = []  # the first of them
         self.pictures: list[Picture] = []  # of the least sure answers, those first
         self._alpha = self._beta = 0.0
         self._beta_source = GIVEN
@@ -49,11 +50,12 @@ class Tally:
             again: whether a run before this one has told these answers.
         """
         self.count = rows.stop
-        matches = _matches(answer, self._names[rows], self._bank)
-        if self._emit is None:
-            self._matches += matches
-        elif not again:
+        told = len(answer.match) if self._emit is not None and not again else 0
+        kept = min(len(answer.match), self._most - len(self._matches))
+        matches = _matches(answer, self._names[rows], self._bank, max(told, kept))
+        if self._emit is not None and told:
             self._emit(matches)
+        self._matches += matches[:kept]
         self._alpha, self._beta, self._beta_source = answer.alpha, answer.beta, answer.beta_source
         self._steps = max(self._steps, int(answer.steps.max()))
         self._rejected += answer.match.count(None)
@@ -66,7 +68,7 @@ class Tally:
     @property
     def result(self) -> RetrieveResult:
         """All answers that were kept."""
-        return RetrieveResult(self._alpha, self._beta, self._steps, self._matches)
+        return RetrieveResult(self._alpha, self._beta, self._steps, self._matches, more=self.count - len(self._matches))
 
     @property
     def warnings(self) -> list[str]:
@@ -83,30 +85,32 @@ class Tally:
         return found
 
 
-def _matches(answer: verbs.Answer, names: Sequence[str], bank: MemoryBank) -> list[Match]:
+def _matches(answer: verbs.Answer, names: Sequence[str], bank: MemoryBank, most: int) -> list[Match]:
     """Answers as records.
 
     Returns:
-        One for each query.
+        One for each of the first queries.
     """
+    first = slice(most)
     several = answer.top_index.shape[1] > 1
     columns = zip(
-        names,
-        answer.match,
-        answer.index.tolist(),
-        answer.confidence.tolist(),
-        answer.margin.tolist(),
-        answer.support.tolist(),
-        answer.state,
-        answer.steps.tolist(),
-        answer.converged.tolist(),
-        answer.energy.tolist(),
+        names[first],
+        answer.match[first],
+        answer.index[first].tolist(),
+        answer.confidence[first].tolist(),
+        answer.margin[first].tolist(),
+        answer.support[first].tolist(),
+        answer.state[first],
+        answer.steps[first].tolist(),
+        answer.converged[first].tolist(),
+        answer.energy[first].tolist(),
         strict=True,
     )
     matches = [Match(*each) for each in columns]
     if not several:
         return matches
-    for match, indices, weights in zip(matches, answer.top_index.tolist(), answer.top_weight.tolist(), strict=True):
+    tops = zip(matches, answer.top_index[first].tolist(), answer.top_weight[first].tolist(), strict=True)
+    for match, indices, weights in tops:
         best = zip(indices, weights, strict=True)
         match.top.extend({"match": bank.names[m], "index": m, "weight": w} for m, w in best)
     return matches

@@ -107,8 +107,9 @@ def to_json(outcome: Outcome[Any], verb: str) -> dict[str, Any]:
     result = asdict(outcome.result)
     if isinstance(outcome.result, RetrieveResult):
         result["results"] = [_without_empty_top(match) for match in result["results"]]
-        if result["estimate"] is None:
-            del result["estimate"]
+        del result["more"]  # of what was not asked for
+    if result.get("estimate", ...) is None:  # of a run that was not dry
+        del result["estimate"]
     shared = {
         "schema": f"hopmem.{verb}/1",
         "version": hopmem.__version__,

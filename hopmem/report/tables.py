@@ -91,15 +91,17 @@ def _validation_tables(result: OptimizeResult) -> list[Table]:
 
 
 def _retrieve_table(result: RetrieveResult) -> Table:
-    table = Table(title=f"{len(result.results):,} queries, α {result.alpha:g}, β {result.beta:.6g}")
+    listed = result.results[:ROWS_SHOWN]
+    count = len(result.results) + result.more
+    table = Table(title=f"{count:,} queries, α {result.alpha:g}, β {result.beta:.6g}")
     table.add_column("query", overflow="fold")
     table.add_column("match", overflow="fold")
     for heading in ("confidence", "margin", "state"):
         table.add_column(heading, justify="right")
-    several = any(match.top for match in result.results)
+    several = any(match.top for match in listed)
     if several:
         table.add_column("then", overflow="fold")
-    for match in result.results[:ROWS_SHOWN]:
+    for match in listed:
         others = ", ".join(f"{each['match']} {each['weight']:.4f}" for each in match.top[1:])
         name = Text("rejected", "red") if match.match is None else cells.name(match.match)
         table.add_row(
@@ -110,8 +112,8 @@ def _retrieve_table(result: RetrieveResult) -> Table:
             match.state,
             *([cells.name(others)] if several else []),
         )
-    if len(result.results) > ROWS_SHOWN:
-        table.caption = f"{len(result.results) - ROWS_SHOWN:,} more; --json and --ndjson give all of them"
+    if count > len(listed):
+        table.caption = f"{count - len(listed):,} more; --json and --ndjson give all of them"
     return table
 
 

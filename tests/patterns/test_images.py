@@ -413,6 +413,18 @@ def test_formats_that_no_image_here_has_are_unreadable_under_any_name(tmp_path, 
         read(tmp_path / f"x.{suffix}")
 
 
+def test_what_libtiff_would_print_is_in_the_one_line_alone(tmp_path, capfd):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40), dtype=np.uint8)
+    Image.fromarray(noise // 16).save(tmp_path / "x.tif", compression="tiff_adobe_deflate")
+    raw = bytearray((tmp_path / "x.tif").read_bytes())
+    for place in range(20, 200):
+        raw[place] ^= 0x5A
+    (tmp_path / "x.tif").write_bytes(raw)
+    with raises_refusal(3, "x.tif"):
+        read(tmp_path / "x.tif")
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("kind", [2, 5, 7, 12])
 def test_a_tiff_that_says_in_another_type_where_its_pixels_are_is_unreadable(tmp_path, kind):
     raw = put(tmp_path / "x.tif", pixels("RGB")).read_bytes()
