@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from hopmem.bank import MemoryBank
 from hopmem.pages import FLOOR, MIB, STATM, limited, require, room
@@ -133,6 +134,21 @@ def test_pictures_keep_to_the_limit_or_are_refused_before_the_work(tmp_path: Pat
     assert {path.name for path in tmp_path.iterdir()} == {"x.npy", "bank"}
     run(*command, limit=int(re.findall(r"at least (\d+)M", said)[0]))
     assert (tmp_path / "page.html").exists()
+
+
+@linux
+@pytest.mark.slow
+def test_large_pictures_are_answered_and_drawn_within_the_limit_or_refused(tmp_path: Path):
+    draw = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for number in range(40):
+        Image.fromarray(draw.integers(0, 256, (512, 512, 3), dtype=np.uint8)).save(tmp_path / "in" / f"{number}.png")
+    run("store", tmp_path / "in", "-o", tmp_path / "bank")
+    asked = ("retrieve", tmp_path / "bank", tmp_path / "in", "-o", tmp_path / "out", "--plot", tmp_path / "sheet.png")
+    code, _, said = peak("-m", "hopmem", *asked, "--memory-limit", "100M", "-q")
+    assert code == 5
+    run(*asked, limit=int(re.findall(r"at least (\d+)M to work on rows of 786,432 entries", said)[0]))
+    assert len(list((tmp_path / "out").iterdir())) == 40
 
 
 @linux

@@ -1,5 +1,6 @@
 """The contact sheet, looked at pixel by pixel."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hopmem.bank import MemoryBank
 from hopmem.errors import WouldOverwriteError
-from hopmem.pipeline import Picture
+from hopmem.patterns import Reading
+from hopmem.pipeline import Machine, Picture
+from hopmem.pipeline.outcome import SHOWN
+from hopmem.pipeline.retrieve import retrieve
 from hopmem.plots import contact_sheet
 from hopmem.plots.sheet import FAINT, MOST, PAPER
 from tests.conftest import Array
@@ -19,8 +24,7 @@ SHAPES = [(6, 8), (6, 8, 1), (6, 8, 3)]
 
 
 def noise(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Pixels that 8 bits hold exactly."""
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed)) / 255
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def picture(shape: tuple[int, ...] = (6, 8), seed: int = 0, **changes: Any) -> Picture:
@@ -38,7 +42,7 @@ def drawn(tmp_path: Path, *pictures: Picture) -> Array:
 
 
 def rgb(image: Tensor) -> Array:
-    array = (image.numpy() * 255).round().astype(np.uint8).reshape(*image.shape[:2], -1)
+    array = image.numpy().reshape(*image.shape[:2], -1)
     return np.broadcast_to(array, (*image.shape[:2], 3))
 
 
@@ -81,11 +85,6 @@ def test_every_picture_up_to_the_most_is_drawn(tmp_path: Path):
     assert found == [1, 1, 0]
 
 
-def test_values_beyond_black_and_white_are_clamped(tmp_path: Path):
-    one = picture(answer=torch.linspace(-1, 2, 48).reshape(6, 8))
-    assert places(drawn(tmp_path, one), rgb(one.answer.clamp(0, 1)))
-
-
 @pytest.mark.parametrize(("match", "red"), [("a.png", False), (None, True)])
 def test_a_rejected_answer_is_marked_in_red(match, red, tmp_path: Path):
     sheet = drawn(tmp_path, picture((6, 8), match=match)).astype(int)
@@ -117,3 +116,32 @@ def test_a_sheet_is_not_overwritten_without_force(tmp_path: Path):
     with pytest.raises(WouldOverwriteError, match=r"sheet\.png"):
         contact_sheet([picture()], tmp_path / "sheet.png", force=False)
     assert (tmp_path / "sheet.png").read_bytes() == b"precious"
+
+
+def pictured(tmp_path: Path, patterns: Array, queries: Array) -> Picture:
+    """The first picture of a run."""
+    layout = {3: "CHW" if patterns.shape[1] == 3 else "HWC", 2: "HW"}[patterns.ndim - 1]
+    replace(MemoryBank.from_patterns(patterns), layout=layout, scale=1 / 255).save(tmp_path / "bank")
+    np.save(tmp_path / "queries.npy", queries)
+    asked = [str(tmp_path / "queries.npy")]
+    return retrieve(str(tmp_path / "bank"), asked, None, Reading(), Machine("cpu"), pictures=True).pictures[0]
+
+
+@pytest.mark.parametrize("shape", [(400, 600, 3), (3, 400, 600), (400, 600)], ids=str)
+def test_pictures_are_kept_no_larger_than_they_are_drawn(shape, tmp_path: Path):
+    ramp = np.arange(600) * 255 // 599
+    patterns = np.broadcast_to(ramp[:, None] if shape[-1] == 3 else ramp, (2, *shape)).astype(np.uint8)
+    patterns[1] = 255 - patterns[1]
+    found = pictured(tmp_path, patterns, patterns[:1])
+    assert found.stored.dtype == torch.uint8
+    assert tuple(found.stored.shape) == (*SHOWN, *([3] if len(shape) == 3 else []))
+    expected = torch.linspace(0, 255, SHOWN[1]).reshape(1, -1, *([1] if len(shape) == 3 else []))
+    for image in (found.query, found.answer, found.stored):
+        assert float((image - expected).abs().max()) < 3
+
+
+def test_values_beyond_black_and_white_are_clamped(tmp_path: Path):
+    beyond = np.linspace(-1, 2, 48, dtype=np.float32).reshape(1, 6, 8)
+    patterns = np.random.default_rng(0).integers(0, 256, (3, 6, 8), dtype=np.uint8)
+    found = pictured(tmp_path, patterns, beyond)
+    assert torch.equal(found.query, (torch.from_numpy(beyond[0]).clamp(0, 1) * 255).round().byte())

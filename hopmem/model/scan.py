@@ -42,7 +42,7 @@ def memory_rows(dimension: int, budget: int) -> int:
     Returns:
         Rows of `dimension` float32 entries, with their temporaries, that fit the budget.
     """
-    return max(16, min(8192, budget // (dimension * 4 * 4)))
+    return max(1, min(8192, budget // (dimension * 4 * 4)))
 
 
 def scores(Y: Tensor, memory: Features, budget: int) -> Tensor:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from hopmem.verbs.work import Watch
 
 ResultT = TypeVar("ResultT")
+SHOWN = 192, 288  # pixels that a picture is high and wide, at most
 RUNTIME = 250 << 20  # bytes that Python and torch take before anything is read
 
 
@@ -28,9 +29,9 @@ class Machine:
 
 @dataclass(frozen=True)
 class Picture:
-    """One query beside its answer, for a contact sheet."""
+    """One query beside its answer, for a contact sheet: uint8, and no larger than they are drawn (`SHOWN`)."""
 
-    query: "Tensor"  # [H, W] or [H, W, C], 0 to 1
+    query: "Tensor"  # [H, W] or [H, W, C]
     known: "Tensor | None"  # bool [H, W] or [H, W, C]
     answer: "Tensor"  # as the query
     stored: "Tensor"  # the pattern of the largest weight

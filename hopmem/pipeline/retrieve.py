@@ -27,6 +27,7 @@ STEADY = 1 << 39  # products of entries that a block of queries takes: seconds, 
 BYTES_OF_MATCH, BYTES_OF_TOP = 1200, 600  # of an answer that is reported, and of each of its next best memories
 FEWEST = 1024  # queries in a block all the same: each reads the bank once
 BYTES_PER_ENTRY = 32  # of a query: as read, as float32, its answer, and copies of them
+BYTES_OF_ONE = 128  # of an entry where a single query and a single memory are at work: both in float64, and copies
 
 
 def retrieve(
@@ -83,6 +84,8 @@ def retrieve(
         raise UsageError("--plot: expected a bank of images that returns its patterns, found rows of numbers or values")
     device, stopped = str(resolve(machine.device)), 0
     with memory_errors():
+        width = max(bank.dimension, bank.feature_dimension, bank.readout().dimension)
+        require(width * BYTES_OF_ONE, f"to work on rows of {width:,} entries")
         read = read_queries(queries, bank, reading, mask, missing)
         target = None if output is None else target_of(output, read, bank, force=force)
         run = run_of(bank_path, read, options) if _lasts(target, len(read.stored), bank, machine.budget) else None

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from hopmem import verbs
 from hopmem.bank import SMALLEST, VALIDATED, MemoryBank
 from hopmem.patterns import Loaded
-from hopmem.pipeline.outcome import Picture
+from hopmem.pipeline.outcome import SHOWN, Picture
 from hopmem.results import Match, RetrieveResult
 from hopmem.verbs.retrieve import GIVEN
 
@@ -124,21 +126,37 @@ def _pictures(
     Returns:
         A picture for each of at most `MOST_PICTURES` queries.
     """
-
-    def image(row: Tensor) -> Tensor:
-        pixels = row.reshape(bank.shape)
-        return pixels.permute(1, 2, 0) if bank.layout == "CHW" else pixels
-
-    stored = bank.rows()[answer.index]
+    rows = answer.confidence.argsort(stable=True)[:MOST_PICTURES]
+    stored = bank.rows()
     return [
         Picture(
-            query=image(X[row].nan_to_num(0)),
-            known=None if known is None else image(known[row]),
-            answer=image(answer.patterns[row]),
-            stored=image(stored[row]),
+            query=_shown(X[row].nan_to_num(0), bank),
+            known=None if known is None else _shown(known[row], bank),
+            answer=_shown(answer.patterns[row], bank),
+            stored=_shown(stored[answer.index[row : row + 1]][0], bank),
             name=names[row],
             match=answer.match[row],
             confidence=float(answer.confidence[row]),
         )
-        for row in answer.confidence.argsort(stable=True)[:MOST_PICTURES].tolist()
+        for row in rows.tolist()
     ]
+
+
+def _shown(row: Tensor, bank: MemoryBank) -> Tensor:
+    """A pattern as it is drawn: large ones would take more memory than the bank.
+
+    Args:
+        row: entries from 0 to 1, or which of them are known [d].
+        bank: what shape they have.
+
+    Returns:
+        uint8 or bool [H, W] or [H, W, C].
+    """
+    pixels = row.reshape(bank.shape)
+    planes = pixels if bank.layout == "CHW" else pixels.movedim(-1, 0) if pixels.ndim == 3 else pixels[None]
+    shrink = min(1.0, *(most / size for most, size in zip(SHOWN, planes.shape[1:], strict=True)))
+    if shrink < 1:
+        size = [max(1, round(side * shrink)) for side in planes.shape[1:]]
+        planes = interpolate(planes[None].float(), size, mode="bilinear", antialias=True)[0]
+    drawn = planes > 1 / 2 if row.dtype == torch.bool else planes.clamp(0, 1).mul(255).round().byte()
+    return drawn[0] if pixels.ndim == 2 else drawn.movedim(0, -1)

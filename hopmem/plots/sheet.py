@@ -12,9 +12,10 @@ from torch import Tensor
 from hopmem.atomic import replacing
 from hopmem.errors import printable
 from hopmem.pipeline import Picture
+from hopmem.pipeline.outcome import SHOWN
 
 MOST = 64  # pictures on a sheet
-SIDE, WIDEST = 96, 288  # pixels that an image is drawn high, about, and wide, at most
+SIDE, WIDEST = SHOWN[0] // 2, SHOWN[1]  # pixels that an image is drawn high, about, and wide, at most
 GAP, LINE = 8, 15  # between images, and of a line of text
 INK, PAPER, FAINT, BAD = (34, 34, 34), (255, 255, 255), (200, 200, 200), (178, 24, 43)
 
@@ -114,6 +115,6 @@ def _pixels(image: Tensor) -> Image.Image:
     Returns:
         An RGB image.
     """
-    array = (image.float().clamp(0, 1) * 255).round().byte().numpy()
+    array = image.numpy()
     array = array[:, :, 0] if array.ndim == 3 and array.shape[2] != 3 else array
     return Image.fromarray(array).convert("RGB")
