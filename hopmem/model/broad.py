@@ -11,13 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hopmem.model.entmax import conjugate, weights
 from hopmem.model.exponents import Exponents, about, root
-from hopmem.model.held import rescored
+from hopmem.model.held import rescored, whole
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.passes import Scores, fused
 from hopmem.model.picks import BYTES, Picks
-from hopmem.model.scan import RowBlocks, combine, memory_rows, query_blocks, top_scores
+from hopmem.model.scan import RowBlocks, memory_rows, query_blocks
 from hopmem.model.sieve import Sieve, group_size
 from hopmem.model.threshold import reach_of_support, stretch, tsallis_exp
 from hopmem.model.weighing import VISIBLE, Association, Weighing
@@ -71,7 +70,7 @@ def streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width
     """
     scores = Scores.within((Y if how.sharp else Y.float()).T, memory, width, how.budget)
     mixed, total, top = fused(scores, how, first, width)
-    seen = Sieve(top, group_size(len(memory)), _usual(Y))
+    seen = Sieve(top, group_size(len(memory)), usual(Y))
     below = (-math.log(VISIBLE) - total.log()).clamp_min(0) / max(how.beta, torch.finfo(total.dtype).tiny)
     k = min(max(2, how.top), len(memory))  # the runner-up says how far ahead the best is
     floor = torch.minimum(seen.floor(0.0, k), seen.floor(0.0) - below.float())
@@ -83,7 +82,7 @@ def streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width
             return mixed[some].double()
         return fused(scores.of(some), how, rows_of, n)[0].double()
 
-    return Association(index, P, (P > VISIBLE).sum(1), total.log() + how.beta * S[:, 0], S[:, 0], mix)
+    return Association(index, S, P, (P > VISIBLE).sum(1), total.log() + how.beta * S[:, 0], mix)
 
 
 def dense(Y: Tensor, memory: Features, how: Weighing) -> Association:
@@ -95,14 +94,7 @@ def dense(Y: Tensor, memory: Features, how: Weighing) -> Association:
     S = Y.new_empty(len(Y), len(memory))
     for rows in blocks(len(memory), memory_rows(2 * memory.dimension, how.budget)):
         S[:, rows] = Y @ memory.exact(rows).T  # [b, m]
-    P = weights(how.beta * S, how.alpha)
-    index = top_scores(S, min(max(2, how.top), len(memory)))
-
-    def mix(rows_of: RowBlocks, width: int, some: Tensor) -> Tensor:
-        return combine(P[some] if how.loud else P[some].float(), rows_of, width, how.budget).double()
-
-    free = conjugate(how.beta * S, P, how.alpha)
-    return Association(index, P.gather(1, index), (P > 0).sum(1), free, S.amax(1), mix)
+    return whole(S, how)
 
 
 def picked(
@@ -130,7 +122,7 @@ def picked(
     start = (-((how.alpha - 1) * below).log() / (how.alpha - 1)).clamp(0, math.log(len(memory)))  # `reach_of_support`
     picks, c, slack = _settled(found[0], how, Y, width, start)
     ends = picks.peak.double() - reach_of_support(c, how.alpha)[:, 0] / how.beta
-    whole = (ends - _usual(Y).double() >= floor).nonzero()[:, 0]
+    whole = (ends - usual(Y).double() >= floor).nonzero()[:, 0]
     if not len(whole):
         return None
     return whole, _weighed(picks.of(whole), found[1][:, whole], c[whole], slack[whole], Y[whole], how, first, width)
@@ -159,12 +151,13 @@ def _settled(exponents: Passes, how: Weighing, Y: Tensor, width: int, start: Ten
     Returns:
         The exponents, c [b, 1], and what rounding may have moved an exponent by [b, 1].
     """
-    c = root(exponents, how.alpha, start)
-    slack = 2 * how.beta * _usual(Y)[:, None].double()
+    M = len(exponents.memory)
+    c = root(exponents, how.alpha, start, M)
+    slack = 2 * how.beta * usual(Y)[:, None].double()
     blur = how.beta * ROUNDED * Y.norm(dim=1, keepdim=True) / reach_of_support(c, how.alpha)
     if how.sharp or not bool((blur <= BLUR ** max(1.0, how.alpha - 1)).all()):  # for α > 2 it is rooted
         exponents = exponents.exactly(Y, width, how.budget)
-        return exponents, root(exponents, how.alpha, c), torch.zeros_like(c)
+        return exponents, root(exponents, how.alpha, c, M), torch.zeros_like(c)
     return exponents, c, slack
 
 
@@ -187,15 +180,13 @@ def _weighed(
     factor, peak = stretch(c, how.alpha), exponents.peak.double()
     sums = exponents.mixture(how.alpha, factor, first, width, slack)
     total = sums.total
-    # Σ p^α follows from Σ G and Σ G s, since G^{α−1} = 1 + (α−1) s e^{(α−1)c}.
-    power = (total + (how.alpha - 1) * factor[:, 0] * sums.inner) / total**how.alpha
-    free = how.beta * peak + sums.inner / total + (1 - power) / (how.alpha * (how.alpha - 1))
+    free = free_energy(how.beta * peak, total, sums.inner, factor[:, 0], how.alpha)
     k = min(max(2, how.top), len(memory))
-    floor = Sieve(top, group_size(len(memory)), _usual(Y)).floor(0.0, k)
+    floor = Sieve(top, group_size(len(memory)), usual(Y)).floor(0.0, k)
     index, S = _best(Y, memory, top, floor, k, how)
     P = tsallis_exp(how.beta * (S - peak[:, None]) * factor, how.alpha) / total[:, None]
     threshold = peak - 1 / (how.beta * (how.alpha - 1) * factor[:, 0])
-    support = sums.support.index_add_(0, sums.edge[0], _above(threshold, sums.edge, Y, memory, how.budget))
+    support = sums.support.index_add_(0, sums.edge[0], above(threshold, sums.edge, Y, memory, how.budget))
 
     def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
         mixed = sums.mixed[some]
@@ -203,10 +194,27 @@ def _weighed(
             mixed = exponents.of(some).mixture(how.alpha, factor[some], rows_of, n, torch.zeros_like(c[some])).mixed
         return (mixed / total[some, None].float()).double()
 
-    return Association(index, P, support, free, S[:, 0], mix)
+    return Association(index, S, P, support, free, mix, exponents)
 
 
-def _above(threshold: Tensor, pairs: Tensor, Y: Tensor, memory: Features, budget: int) -> Tensor:
+def free_energy(largest: Tensor, total: Tensor, inner: Tensor, factor: Tensor, alpha: float) -> Tensor:
+    """Ψ*_α from what is summed: Σ p^α follows from Σ G and Σ G s, since G^{α−1} = 1 + (α−1) s e^{(α−1)c}.
+
+    Args:
+        largest: β m [b].
+        total: Σ G [b].
+        inner: Σ G s [b].
+        factor: e^{(α−1)c} [b].
+        alpha: α > 1.
+
+    Returns:
+        [b].
+    """
+    power = (total + (alpha - 1) * factor * inner) / total**alpha
+    return largest + inner / total + (1 - power) / (alpha * (alpha - 1))
+
+
+def above(threshold: Tensor, pairs: Tensor, Y: Tensor, memory: Features, budget: int) -> Tensor:
     """Whether memories score above the threshold of a state, exactly.
 
     Args:
@@ -226,8 +234,11 @@ def _above(threshold: Tensor, pairs: Tensor, Y: Tensor, memory: Features, budget
     return above
 
 
-def _usual(Y: Tensor) -> Tensor:
+def usual(Y: Tensor) -> Tensor:
     """What rounding to float32 moves a score by, but for the rarest.
+
+    Args:
+        Y: states [b, D].
 
     Returns:
         [b].

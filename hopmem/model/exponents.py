@@ -6,9 +6,8 @@ where they fit, or computed anew at each pass.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,22 +15,12 @@ from torch import Tensor
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.passes import ARRAYS, Scores, peaks
 from hopmem.model.scan import RowBlocks
-from hopmem.model.threshold import log_peak, partial_sums, tsallis_exp
+from hopmem.model.threshold import Sums, log_peak, partial_sums, tsallis_exp
+from hopmem.model.weighing import Mixture, Terms
 
 MOST_EDGES = 1 << 20  # memories of which it is found out exactly whether they have a weight
 STEEP = 64.0  # slope of the sum of the weights that rounding of the scores may have
 SAMPLE = 4096  # memories that tell about where the threshold lies
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """What α-entmax, α > 1, sums over all memories, for b states, with G_μ = exp_α(β (s_μ − m) e^{(α−1)c})."""
-
-    mixed: Tensor  # Σ G · rows [b, n] float32
-    total: Tensor  # Σ G [b], one over the largest weight
-    inner: Tensor  # Σ G β (s − m) [b]
-    support: Tensor  # memories with G > 0 [b] int64, but for those at the edge,
-    edge: Tensor  # [2, k] states and memories of which rounding may decide whether G > 0
 
 
 @dataclass(frozen=True)
@@ -88,6 +77,19 @@ class Exponents:
         """
         kept = None if self.kept is None else self.kept[states]
         return Exponents(self.scores.of(states), self.peak[states], self.beta, kept)
+
+    def at(self, peak: Tensor) -> "Exponents":
+        """The same scores, counted from another m.
+
+        Args:
+            peak: m [b], not smaller than the largest score of these memories.
+
+        Returns:
+            Exponents.
+        """
+        peak = peak.to(self.peak)
+        kept = None if self.kept is None else self.kept + self.beta * (self.peak - peak)[:, None]
+        return replace(self, peak=peak, kept=kept)
 
     def exactly(self, Y: Tensor, width: int, budget: int) -> "Exponents":
         """The same exponents, computed anew at each pass in float64.
@@ -182,34 +184,35 @@ def limits(peak: Tensor, alpha: float, factor: Tensor, slack: Tensor) -> tuple[T
     return factor.clamp_max(torch.finfo(peak.dtype).max).to(peak), end.to(peak), inside, outside
 
 
-class Summable(Protocol):
-    """Exponents of b states, of all memories or of all that have a weight."""
-
-    @property
-    def peak(self) -> Tensor:
-        """The largest scores [b], in the type to compute in."""
-
-    @property
-    def memory(self) -> Features:
-        """The memories."""
-
-    def sums(self, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-        """What `threshold.log_peak` asks for."""
-
-
-def root(exponents: Summable, alpha: float, start: Tensor) -> Tensor:
-    """C = −ln of the largest weight, by a few passes (see `threshold.log_peak`).
+def root(terms: Terms, alpha: float, start: Tensor, M: int) -> Tensor:
+    """C = −ln of the largest weight of exponents over M memories (see `settled`).
 
     Args:
-        exponents: of b states and M memories.
+        terms: of b states.
         alpha: α > 1.
         start: about where c lies [b, 1] float64.
+        M: memories.
 
     Returns:
         c [b, 1] float64.
     """
-    sums, M = partial(exponents.sums, alpha=alpha), len(exponents.memory)
-    c = log_peak(sums, start, M, 8 * torch.finfo(exponents.peak.dtype).eps, STEEP if alpha <= 2 else 1.0)
+    return settled(partial(terms.sums, alpha=alpha), alpha, start, M, terms.peak.dtype)
+
+
+def settled(sums: Sums, alpha: float, start: Tensor, M: int, kind: torch.dtype) -> Tensor:
+    """C = −ln of the largest weight, by a few passes (see `threshold.log_peak`).
+
+    Args:
+        sums: what `threshold.log_peak` asks for, of b states.
+        alpha: α > 1.
+        start: about where c lies [b, 1] float64.
+        M: memories.
+        kind: the type that scores were computed in.
+
+    Returns:
+        c [b, 1] float64.
+    """
+    c = log_peak(sums, start, M, 8 * torch.finfo(kind).eps, STEEP if alpha <= 2 else 1.0)
     total, rate = sums(c)  # what rounds off one weight is random, and less in their sum: a last step is worth it
     return (c - (total.log() - c) / (rate / total - 1)).clamp(0, math.log(M))
 

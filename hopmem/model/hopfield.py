@@ -1,18 +1,19 @@
 """Stage II: energy, update and retrieval of the kernelized modern Hopfield network (U-Hop, Theorem 1)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
 from hopmem.model.association import associate
-from hopmem.model.entmax import conjugate, weights
 from hopmem.model.gram import Progress
+from hopmem.model.held import whole
 from hopmem.model.kernel import Features, blocks, unit
-from hopmem.model.scan import RowBlocks, combine, known_scores, query_blocks, scores, top_scores
+from hopmem.model.meeting import Part, Shard
+from hopmem.model.scan import RowBlocks, known_scores, query_blocks, scores
 from hopmem.model.sieve import states_at_once
-from hopmem.model.weighing import LOUD, VISIBLE, Association, Weighing
+from hopmem.model.weighing import Association, Weighing
 
 BYTES_OF_ENTRY = 32  # of a state, or of its answer: float64, and copies
 
@@ -64,7 +65,13 @@ def energy(Y: Tensor, nearest: Tensor, free: Tensor, beta: float) -> Tensor:
 
 
 def retrieve(
-    X: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics: Dynamics, progress: Progress | None = None
+    X: Tensor,
+    memory: Features,
+    readout: RowBlocks,
+    width: int,
+    dynamics: Dynamics,
+    progress: Progress | None = None,
+    shard: Shard | None = None,
 ) -> Retrieval:
     """Retrieve from whole queries: y₀ = Φ(x)/‖Φ(x)‖, updates until each query has converged, one readout.
 
@@ -75,21 +82,29 @@ def retrieve(
         width: entries of a readout row.
         dynamics: how the states move.
         progress: told how many queries are done.
+        shard: where other processes hold more memories than those of `memory` and `readout`.
 
     Returns:
         The answers, in the order of the queries.
     """
-    parts = []
+    parts, most = [], len(memory) if shard is None else shard.most
     fitting = max(1, dynamics.budget // (BYTES_OF_ENTRY * max(memory.dimension, width)))
-    for rows in blocks(len(X), min(states_at_once(len(memory), dynamics.budget // 4), fitting)):
+    for rows in blocks(len(X), min(states_at_once(most, dynamics.budget // 4), fitting)):
         Y = unit(memory.phi(X[rows].double()))  # what float32 rounds off here, β would make an error of
-        parts.append(settle(Y, memory, readout, width, dynamics))
+        parts.append(settle(_shared(Y, shard), memory, readout, width, dynamics, shard))
         if progress:
             progress(rows.stop, len(X))
     return _join(parts)
 
 
-def settle(Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics: Dynamics) -> Retrieval:
+def settle(
+    Y: Tensor,
+    memory: Features,
+    readout: RowBlocks,
+    width: int,
+    dynamics: Dynamics,
+    shard: Shard | None = None,
+) -> Retrieval:
     """Update a block of states until each has converged or the steps are up, and read out once.
 
     Args:
@@ -98,18 +113,17 @@ def settle(Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics
         readout: M rows to read out; the memories themselves give the states that come next.
         width: entries of a readout row.
         dynamics: how the states move.
+        shard: where other processes hold more memories, and the same states.
 
     Returns:
         The answers of the block.
     """
-    how = Weighing(
-        dynamics.alpha, dynamics.beta, dynamics.top, dynamics.budget // 4, dynamics.spread, max(1.0, dynamics.longest)
-    )
+    how = _how(dynamics)
     first: tuple[RowBlocks, int] = (readout, width) if dynamics.steps == 1 else (memory, memory.dimension)
     waiting, parts, order = torch.arange(len(Y), device=Y.device), list[Retrieval](), list[Tensor]()
     for step in range(1, dynamics.steps + 1):
         left = list[Tensor]()
-        for some, p in associate(Y[waiting], memory, how, *first):
+        for some, p in _associations(Y[waiting], memory, how, *first, shard):
             states = waiting[some]
             still = _stays(Y[states], p, memory, dynamics.tolerance)
             ready = (still | (step == dynamics.steps)).nonzero()[:, 0]
@@ -134,6 +148,7 @@ def complete(
     width: int,
     dynamics: Dynamics,
     progress: Progress | None = None,
+    shard: Shard | None = None,
 ) -> Retrieval:
     """Retrieve from partial queries: compared on their known entries alone, which stay clamped.
 
@@ -148,6 +163,7 @@ def complete(
         width: entries of a readout row.
         dynamics: how the weights follow from the scores.
         progress: told how many queries are done.
+        shard: where other processes hold more memories.
 
     Returns:
         The answers, in the order of the queries; the readout is not clamped here.
@@ -155,10 +171,11 @@ def complete(
     if memory.phi.is_identity:
 
         def answer(rows: slice) -> Retrieval:
-            Y = unit(torch.where(known[rows], X[rows].double(), 0))
-            return _read(Y, known_scores(Y, known[rows], memory, dynamics.budget), readout, width, dynamics)
+            Y = _shared(unit(torch.where(known[rows], X[rows].double(), 0)), shard)
+            S = known_scores(Y, known[rows], memory, dynamics.budget)
+            return _read(Y, S, memory, readout, width, dynamics, shard)
 
-        return _by_blocks(len(X), len(memory), answer, dynamics, progress)
+        return _by_blocks(len(X), memory, answer, dynamics, progress, shard)
 
     # A learned map mixes the entries, so each set of known entries makes features of its own.
     masks, group = torch.unique(known, dim=0, return_inverse=True)
@@ -166,7 +183,7 @@ def complete(
     parts, order = [], []
     for number, mask in enumerate(masks):
         members, columns = (group == number).nonzero()[:, 0], mask.nonzero()[:, 0]
-        parts.append(_complete_alike(X[members][:, columns], columns, centre, memory, readout, width, dynamics))
+        parts.append(_complete_alike(X[members][:, columns], columns, centre, memory, readout, width, dynamics, shard))
         order.append(members)
         if progress:
             progress(sum(map(len, order)), len(X))
@@ -181,6 +198,7 @@ def _complete_alike(
     readout: RowBlocks,
     width: int,
     dynamics: Dynamics,
+    shard: Shard | None,
 ) -> Retrieval:
     """Retrieve from queries [b, k] that know the same k entries, `columns`.
 
@@ -188,12 +206,36 @@ def _complete_alike(
         Their answers.
     """
     seen = memory.restricted(columns, centre).held(dynamics.budget)
-    Y = unit(seen.phi(X.double()))
+    Y = _shared(unit(seen.phi(X.double())), shard)
 
     def answer(rows: slice) -> Retrieval:
-        return _read(Y[rows], scores(Y[rows], seen, dynamics.budget), readout, width, dynamics)
+        return _read(Y[rows], scores(Y[rows], seen, dynamics.budget), seen, readout, width, dynamics, shard)
 
-    return _by_blocks(len(X), len(memory), answer, dynamics, None)
+    return _by_blocks(len(X), memory, answer, dynamics, None, shard)
+
+
+def _shared(Y: Tensor, shard: Shard | None) -> Tensor:
+    """States that are the same for all processes to the bit, whatever processor each has.
+
+    Returns:
+        [b, D].
+    """
+    return Y if shard is None else shard.others.same(Y)
+
+
+def _associations(
+    Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int, shard: Shard | None
+) -> Iterator[Part]:
+    """Weigh the memories, and those that other processes hold.
+
+    Yields:
+        Some of the states and their association, until all are through.
+    """
+    parts = associate(Y, memory, how, first, width) if len(memory) else iter(())
+    if shard is None:
+        yield from parts
+    else:
+        yield torch.arange(len(Y), device=Y.device), shard.meet(Y, parts, memory, how, first, width)
 
 
 def _stays(Y: Tensor, p: Association, memory: Features, tolerance: float) -> Tensor:
@@ -243,60 +285,51 @@ def _answer(
     )
 
 
-def _read(Y: Tensor, S: Tensor, readout: RowBlocks, width: int, dynamics: Dynamics) -> Retrieval:
+def _read(
+    Y: Tensor,
+    S: Tensor,
+    memory: Features,
+    readout: RowBlocks,
+    width: int,
+    dynamics: Dynamics,
+    shard: Shard | None,
+) -> Retrieval:
     """Answer from the scores of clamped states.
 
     Returns:
         The answers of the block, after one update each.
     """
-    P = weights(dynamics.beta * S, dynamics.alpha)
-    E = energy(Y, S.amax(1).double(), conjugate(dynamics.beta * S, P, dynamics.alpha).double(), dynamics.beta)
-    once = torch.ones(len(S), dtype=torch.int64, device=S.device)
-    return _summary(S, P, E, once, once.bool(), readout, width, dynamics)
+    every, how = torch.arange(len(Y), device=Y.device), _how(dynamics)
+    parts = [(every, whole(S, how))] if len(memory) else []
+    p = parts[0][1] if shard is None else shard.meet(Y, parts, None, how, readout, width)
+    return _answer(Y, p, every, every >= 0, 1, readout, width, dynamics)
 
 
-def _summary(
-    S: Tensor,
-    P: Tensor,
-    E: Tensor,
-    steps: Tensor,
-    converged: Tensor,
-    readout: RowBlocks,
-    width: int,
-    dynamics: Dynamics,
-) -> Retrieval:
-    """The readout of the last weights, and what they say of the answer.
+def _how(dynamics: Dynamics) -> Weighing:
+    """What the dynamics ask of a weighing.
 
     Returns:
-        The answers of the block.
+        How to weigh.
     """
-    M = S.shape[1]
-    index = top_scores(S, min(max(2, dynamics.top), M))  # [b, k]
-    weight = P.gather(1, index).float()
-    runner_up = weight[:, 1] if M > 1 else torch.zeros_like(weight[:, 0])
-    visible = (VISIBLE if dynamics.alpha == 1 else 0) < P
-    return Retrieval(
-        patterns=combine(P if dynamics.spread > LOUD else P.float(), readout, width, dynamics.budget).float(),
-        index=index[:, : dynamics.top],
-        weight=weight[:, : dynamics.top],
-        margin=weight[:, 0] - runner_up,
-        support=visible.sum(1),
-        energy=E.float(),
-        steps=steps,
-        converged=converged,
-    )
+    share, longest = dynamics.budget // 4, max(1.0, dynamics.longest)
+    return Weighing(dynamics.alpha, dynamics.beta, dynamics.top, share, dynamics.spread, longest)
 
 
 def _by_blocks(
-    count: int, memories: int, answer: Callable[[slice], Retrieval], dynamics: Dynamics, progress: Progress | None
+    count: int,
+    memory: Features,
+    answer: Callable[[slice], Retrieval],
+    dynamics: Dynamics,
+    progress: Progress | None,
+    shard: Shard | None,
 ) -> Retrieval:
     """Answer queries block by block within the budget.
 
     Returns:
         The answers of all blocks, in order.
     """
-    parts = []
-    for rows in query_blocks(count, memories, dynamics.budget):
+    parts, most = [], len(memory) if shard is None else shard.most
+    for rows in query_blocks(count, most, dynamics.budget):
         parts.append(answer(rows))
         if progress:
             progress(rows.stop, count)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from hopmem.model.exponents import MOST_EDGES, Mixture, limits
+from hopmem.model.exponents import MOST_EDGES, limits
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.passes import Scores
 from hopmem.model.scan import RowBlocks
 from hopmem.model.sieve import group_size, maxima
 from hopmem.model.threshold import partial_sums, tsallis_exp
+from hopmem.model.weighing import Mixture
 
 BYTES = 32  # for each memory that is picked: its state, its number, its exponent, and what is worked out of them
 SPARSE = 64  # one weight in so many and fewer, and to add up weighted rows is quicker than the product with all
@@ -84,6 +85,19 @@ class Picks:
         where = [(rows, slice(int(before[some.start]), int(before[some.stop]))) for rows, some in self.blocks]
         state, row, exponent = place[self.state[kept]], self.row[kept], self.exponent[kept]
         return Picks(self.memory, self.peak[states], self.beta, state, row, exponent, tuple(where))
+
+    def at(self, peak: Tensor) -> "Picks":
+        """The same scores, counted from another m.
+
+        Args:
+            peak: m [b], not smaller than the largest score of these memories.
+
+        Returns:
+            Picks.
+        """
+        peak = peak.to(self.peak)
+        shift = self.beta * (self.peak - peak)
+        return replace(self, peak=peak, exponent=self.exponent + shift[self.state])
 
     def exactly(self, Y: Tensor, _width: int, budget: int) -> "Picks":
         """The same picks, scored in float64.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
@@ -16,15 +17,60 @@ Mix = Callable[[RowBlocks, int, Tensor], Tensor]  # (rows, their width n, which 
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """What α-entmax, α > 1, sums over all memories, for b states, with G_μ = exp_α(β (s_μ − m) e^{(α−1)c})."""
+
+    mixed: Tensor  # Σ G · rows [b, n]
+    total: Tensor  # Σ G [b], one over the largest weight
+    inner: Tensor  # Σ G β (s − m) [b]
+    support: Tensor  # memories with G > 0 [b] int64, but for those at the edge,
+    edge: Tensor  # [2, k] states and memories of which rounding may decide whether G > 0
+
+
+class Terms(Protocol):
+    """Exponents β (s_μ − m) of b states and of all memories that can have a weight: α-entmax sums over them.
+
+    To add memories raises the threshold. So the terms of some memories serve them beside any others, too, with m the
+    largest score of all.
+    """
+
+    @property
+    def peak(self) -> Tensor:
+        """M, from which the exponents count [b], in the type to compute in."""
+
+    def at(self, peak: Tensor) -> "Terms":
+        """The same scores, counted from another m [b], not smaller than the largest of them."""
+
+    def of(self, states: Tensor) -> "Terms":
+        """Those of some of the states [c]."""
+
+    def exactly(self, Y: Tensor, width: int, budget: int) -> "Terms":
+        """The same of states [b, D], scored in float64, with `budget` bytes where rows of `width` entries are mixed."""
+
+    def sums(self, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+        """What `threshold.log_peak` asks for at c [b, 1]."""
+
+    def mixture(self, alpha: float, factor: Tensor, rows_of: RowBlocks, width: int, slack: Tensor) -> Mixture:
+        """Mix rows at e^{(α−1)c} [b, 1], where rounding may have moved an exponent by `slack` [b, 1]."""
+
+
+@dataclass(frozen=True)
 class Association:
     """p of b states."""
 
     index: Tensor  # [b, k] the memories of the largest weights, in order; what is left out weighs nothing
+    score: Tensor  # [b, k] their scores, float64
     weight: Tensor  # [b, k] float64
     support: Tensor  # [b] int64: weights that are not zero; at α = 1 those above VISIBLE
     conjugate: Tensor  # [b] Ψ*_α(β Z y), float64
-    nearest: Tensor  # [b] the largest score
     mix: Mix
+    terms: Terms | None = None  # where the support ends, which other memories may change: α > 1
+    every: Tensor | None = None  # [b, n] all visible weights, where `weight` has fewer
+
+    @property
+    def nearest(self) -> Tensor:
+        """The largest score [b]."""
+        return self.score[:, 0]
 
 
 @dataclass(frozen=True)

@@ -216,7 +216,7 @@ def test_the_threshold_does_not_depend_on_the_parts_of_a_pass(rows, alpha):
     assert torch.allclose(top.amax(0).double(), peak, atol=1e-6)
     assert torch.equal(top, same)
     for exponents in (anew, kept):
-        c = root(exponents, alpha, about(exponents, alpha, 1 << 24))
+        c = root(exponents, alpha, about(exponents, alpha, 1 << 24), len(memory))
         sums = exponents.mixture(alpha, stretch(c, alpha), memory.patterns, d, torch.zeros_like(c))
         assert torch.allclose(1 / sums.total, P.amax(1), rtol=1e-6)
         assert torch.equal(sums.support, (P > 0).sum(1))
@@ -227,7 +227,7 @@ def test_the_threshold_does_not_depend_on_the_parts_of_a_pass(rows, alpha):
 def test_memories_that_rounding_may_have_moved_across_the_threshold_are_named(alpha):
     T, memory = unit(queries(apart()).double()).T.contiguous(), Features(Patterns(apart()))
     exponents, _ = Exponents.of_all(Scores(T, memory, 64), BETA, keep=True)
-    c = root(exponents, alpha, about(exponents, alpha, 1 << 24))
+    c = root(exponents, alpha, about(exponents, alpha, 1 << 24), len(memory))
     assert exponents.kept is not None
     end = -1 / ((alpha - 1) * stretch(c, alpha))
     slack = (exponents.kept - end).abs().quantile(0.1, dim=1, keepdim=True)

@@ -49,7 +49,7 @@ def start() -> Tensor:
 def test_what_is_above_the_threshold_is_weighed_as_all_memories_are(alpha, rows):
     found, _ = pick(1.0, rows)
     P = entmax(BETA * exact_scores(), alpha)
-    c = root(found, alpha, start())
+    c = root(found, alpha, start(), M)
     sums = found.mixture(alpha, stretch(c, alpha), bank().patterns, d, torch.zeros_like(c))
     assert torch.allclose(1 / sums.total, P.amax(1), rtol=1e-6)
     assert torch.equal(sums.support, (P > 0).sum(1))
@@ -61,7 +61,7 @@ def test_what_is_above_the_threshold_is_weighed_as_all_memories_are(alpha, rows)
 def test_the_threshold_of_some_memories_is_never_above_that_of_all(alpha, share):
     (all_of_them, _), (some, _) = pick(1.0), pick(share)
     ends = [
-        each.peak - reach_of_support(root(each, alpha, start()), alpha)[:, 0] / BETA for each in (all_of_them, some)
+        each.peak - reach_of_support(root(each, alpha, start(), M), alpha)[:, 0] / BETA for each in (all_of_them, some)
     ]
     assert (ends[1] <= ends[0] + 1e-9).all()
 
@@ -96,7 +96,7 @@ def test_more_than_may_be_kept_is_not_kept():
 def test_picks_of_some_states_are_those_of_these_states():
     found, _ = pick(0.1)
     some = torch.tensor([5, 0, 7])
-    c = root(found, 1.5, start())
+    c = root(found, 1.5, start(), M)
     one, other = found.of(some), found
     for part, whole in zip(one.sums(c[some], 1.5), other.sums(c, 1.5), strict=True):
         assert torch.allclose(part, whole[some])
@@ -116,7 +116,7 @@ def test_float64_moves_exponents_by_rounding_alone():
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_many_weights_and_few_are_mixed_alike(monkeypatch, alpha):
     found, _ = pick(0.1)
-    factor = stretch(root(found, alpha, start()), alpha)
+    factor = stretch(root(found, alpha, start(), M), alpha)
     mixed = []
     for sparse in (1, 10**9):
         monkeypatch.setattr(picks, "SPARSE", sparse)

@@ -1,0 +1,298 @@
+"""How the weighings of parts of the memories, each held by another process, become that of all.
+
+Every process weighs the memories that it holds, and answers for them alone. Of softmax, the parts have the maxima m_r
+and one over their largest weights, s_r = Σ e^{β(s − m_r)}: all together have m = max m_r, s = Σ_r s_r e^{β(m_r − m)},
+and mix with the shares s_r e^{β(m_r − m)}/s (the rule of `passes.fused`). For α > 1 a support ends where all memories
+together let it end. To add memories raises the threshold, so that no part has left out what has a weight; c of all
+follows from sums over the parts, a few numbers for each state (`threshold.log_peak`), and what is mixed from one more.
+
+What is sent does not depend on the number of memories: for b states a few numbers each for a handful of sums, the k
+best memories with their scores, and the mixture of n entries.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from hopmem.model.broad import BLUR, ROUNDED, above, free_energy, usual
+from hopmem.model.exponents import settled
+from hopmem.model.kernel import Features, blocks
+from hopmem.model.scan import RowBlocks
+from hopmem.model.threshold import reach_of_support, stretch, tsallis_exp
+from hopmem.model.weighing import VISIBLE, Association, Mixture, Terms, Weighing
+
+Part = tuple[Tensor, Association]  # some of b states [c], and their association with the memories of one process
+
+
+class Others(Protocol):
+    """All processes, each of which calls the same in the same order; what comes back is the same for all to the bit."""
+
+    def total(self, X: Tensor) -> Tensor:
+        """The sum of the tensors of all processes."""
+
+    def largest(self, X: Tensor) -> Tensor:
+        """Their largest entries."""
+
+    def side_by_side(self, X: Tensor) -> Tensor:
+        """Their columns [b, P·k], in the order of the processes."""
+
+    def same(self, X: Tensor) -> Tensor:
+        """That of the first process."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The memories that one process holds, among those of all."""
+
+    others: Others
+    start: int  # the number of the first that it holds
+    memories: int  # M of all
+    most: int  # memories that any process holds
+
+    def meet(
+        self, Y: Tensor, parts: Iterable[Part], memory: Features | None, how: Weighing, first: RowBlocks, width: int
+    ) -> Association:
+        """Weigh the memories of all processes.
+
+        Args:
+            Y: states [b, D], float64, the same for all.
+            parts: the states and their associations with the memories of this process; nothing where it holds none.
+            memory: unit features of these; None where scores are not of them, but exact as they are.
+            how: α, β, and what is asked for.
+            first: rows of these memories that will be mixed first.
+            width: their entries.
+
+        Returns:
+            The association of all states with all memories.
+        """
+        mine = [(states, p) for states, p in parts]
+        index, score = self._best(Y, mine, memory, how)
+        weigh = _softmax if how.alpha == 1 else _entmax
+        return weigh(self, Y, mine, memory, how, first, width, index, score)
+
+    def _best(self, Y: Tensor, mine: list[Part], memory: Features | None, how: Weighing) -> tuple[Tensor, Tensor]:
+        """The k best of all memories, of equal ones the lowest first.
+
+        They are scored again in float64: rounding that is the same within a process is not between them.
+
+        Returns:
+            Their numbers among all, and their scores [b, k].
+        """
+        k = min(max(2, how.top), self.memories)
+        index, score = Y.new_zeros(len(Y), k, dtype=torch.int64), Y.new_full((len(Y), k), -math.inf)
+        for states, p in mine:
+            n = min(k, p.index.shape[1])
+            index[states, :n], score[states, :n] = p.index[:, :n], p.score[:, :n]
+        if memory is not None:
+            _score_again(index, score, Y, memory, how.budget)
+        index, score = self.others.side_by_side(index + self.start), self.others.side_by_side(score)
+        order = index.argsort(1)  # of equal scores the lowest memory comes first
+        order = order.gather(1, score.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :k]
+        return index.gather(1, order), score.gather(1, order)
+
+
+def _score_again(index: Tensor, score: Tensor, Y: Tensor, memory: Features, budget: int) -> None:
+    """Score memories in float64 [b, k], where a state has them."""
+    state, slot = score.isfinite().nonzero(as_tuple=True)
+    for some in blocks(len(state), max(1, budget // (32 * Y.shape[1]))):
+        at = state[some], slot[some]
+        score[at] = (memory.exact(index[at]) * Y[state[some]]).sum(1)
+
+
+def _softmax(
+    shard: Shard,
+    Y: Tensor,
+    mine: list[Part],
+    _memory: Features | None,
+    how: Weighing,
+    _first: RowBlocks,
+    _width: int,
+    index: Tensor,
+    score: Tensor,
+) -> Association:
+    """The shares of the processes, and what is mixed by them.
+
+    Returns:
+        The association.
+    """
+    peak, sums = score[:, 0], Y.new_zeros(len(Y))
+    for states, p in mine:
+        sums[states] = (how.beta * (p.score[:, 0] - peak[states])).exp() / p.weight[:, 0]
+    total = shard.others.total(sums)
+    share, visible = sums / total, torch.zeros_like(sums, dtype=torch.int64)
+    for states, p in mine:
+        visible[states] = ((p.weight if p.every is None else p.every) * share[states, None] > VISIBLE).sum(1)
+
+    def mix(rows_of: RowBlocks, width: int, some: Tensor) -> Tensor:
+        mixed = Y.new_zeros(len(some), width)
+        for states, p in mine:
+            place, own = _among(some, states, len(Y))
+            if len(own):
+                mixed[place] = share[some[place], None] * p.mix(rows_of, width, own)
+        return shard.others.total(mixed)
+
+    P = (how.beta * (score - peak[:, None])).nan_to_num(nan=0.0, neginf=-math.inf).exp() / total[:, None]
+    support = shard.others.total(visible)
+    return Association(index, score, P, support, total.log() + how.beta * peak, mix)
+
+
+def _entmax(
+    shard: Shard,
+    Y: Tensor,
+    mine: list[Part],
+    memory: Features | None,
+    how: Weighing,
+    first: RowBlocks,
+    width: int,
+    index: Tensor,
+    score: Tensor,
+) -> Association:
+    """One threshold for all, by sums over the memories of each process.
+
+    Returns:
+        The association.
+    """
+    peak = score[:, 0]
+    terms = _TermsOfAll(shard, peak, [(states, _terms(p).at(peak[states])) for states, p in mine])
+    start = shard.others.largest(terms.start(mine)).clamp(0, math.log(shard.memories))
+    c, slack = terms.root(how.alpha, start), 2 * how.beta * usual(Y)[:, None].double()
+    blur = how.beta * ROUNDED * Y.norm(dim=1, keepdim=True) / reach_of_support(c, how.alpha)
+    if how.sharp or not bool((blur <= BLUR ** max(1.0, how.alpha - 1)).all()):  # as within one process
+        terms, slack = terms.exactly(Y, width, how.budget), torch.zeros_like(c)
+        c = terms.root(how.alpha, c)
+    factor = stretch(c, how.alpha)
+    sums = terms.mixture(how.alpha, factor, first, width, slack)
+    threshold = peak - 1 / (how.beta * (how.alpha - 1) * factor[:, 0])
+    at_edge = sums.edge[0] if memory is None else above(threshold, sums.edge, Y, memory, how.budget)
+    support = shard.others.total(sums.support.index_add_(0, sums.edge[0], at_edge))
+    total, inner = shard.others.total(torch.stack([sums.total, sums.inner], 1)).unbind(1)
+    mixed = shard.others.total(sums.mixed)
+    exponent = (how.beta * (score - peak[:, None])).nan_to_num(nan=0.0, neginf=-math.inf)
+    P = tsallis_exp(exponent * factor, how.alpha) / total[:, None]
+
+    def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
+        if rows_of is first:
+            return mixed[some] / total[some, None]
+        found = terms.of(some).mixture(how.alpha, factor[some], rows_of, n, torch.zeros_like(c[some])).mixed
+        return shard.others.total(found) / total[some, None]
+
+    free = free_energy(how.beta * peak, total, inner, factor[:, 0], how.alpha)
+    return Association(index, score, P, support, free, mix)
+
+
+@dataclass(frozen=True)
+class _TermsOfAll:
+    """The exponents of all memories, of which this process has parts."""
+
+    shard: Shard
+    peak: Tensor  # m [b] of all, float64
+    parts: list[tuple[Tensor, Terms]]  # some of the states, and the terms of the memories of this process
+
+    def sums(self, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+        """What `threshold.log_peak` asks for.
+
+        Args:
+            c: minus the logarithm of the largest weight [b, 1].
+            alpha: α > 1.
+
+        Returns:
+            Σ exp_α(u) and its derivative [b, 1].
+        """
+        found = c.new_zeros(len(c), 2)
+        for states, terms in self.parts:
+            found[states] = torch.cat(terms.sums(c[states], alpha), 1)
+        found = self.shard.others.total(found)
+        return found[:, :1], found[:, 1:]
+
+    def root(self, alpha: float, start: Tensor) -> Tensor:
+        """C = −ln of the largest weight.
+
+        Returns:
+            [b, 1].
+        """
+        rounded = any(terms.peak.dtype != torch.float64 for _, terms in self.parts)
+        rounded = bool(self.shard.others.largest(torch.tensor([int(rounded)], device=start.device)))
+        kind = torch.float32 if rounded else torch.float64
+        return settled(partial(self.sums, alpha=alpha), alpha, start, self.shard.memories, kind)
+
+    def start(self, mine: list[Part]) -> Tensor:
+        """About where c lies: nowhere below that of a part whose largest score is the largest of all.
+
+        Returns:
+            [b, 1] float64.
+        """
+        found = torch.zeros_like(self.peak)
+        for states, p in mine:
+            found[states] = torch.where(p.nearest >= self.peak[states], -p.weight[:, 0].log(), 0)
+        return found[:, None]
+
+    def of(self, states: Tensor) -> "_TermsOfAll":
+        """The terms of some of the states.
+
+        Returns:
+            Terms of c states.
+        """
+        parts = []
+        for some, terms in self.parts:
+            place, own = _among(states, some, len(self.peak))
+            if len(own):
+                parts.append((place, terms.of(own)))
+        return _TermsOfAll(self.shard, self.peak[states], parts)
+
+    def exactly(self, Y: Tensor, width: int, budget: int) -> "_TermsOfAll":
+        """The same, scored in float64.
+
+        Returns:
+            Terms.
+        """
+        exact = [(some, terms.exactly(Y[some], width, budget).at(self.peak[some])) for some, terms in self.parts]
+        return _TermsOfAll(self.shard, self.peak, exact)
+
+    def mixture(self, alpha: float, factor: Tensor, rows_of: RowBlocks, width: int, slack: Tensor) -> Mixture:
+        """What this process has of the sums.
+
+        Returns:
+            Its part of each.
+        """
+        b = len(self.peak)
+        mixed, total, inner = self.peak.new_zeros(b, width), torch.zeros_like(self.peak), torch.zeros_like(self.peak)
+        support = torch.zeros_like(total, dtype=torch.int64)
+        edges = [support.new_empty(2, 0)]
+        for some, terms in self.parts:
+            found = terms.mixture(alpha, factor[some], rows_of, width, slack[some])
+            mixed[some], total[some], inner[some] = found.mixed.double(), found.total, found.inner
+            support[some] = found.support
+            edges.append(torch.stack([some[found.edge[0]], found.edge[1]]))
+        return Mixture(mixed, total, inner, support, torch.cat(edges, 1))
+
+
+def _terms(p: Association) -> Terms:
+    """What α-entmax sums over.
+
+    Returns:
+        The terms, which an association has for α > 1.
+    """
+    assert p.terms is not None
+    return p.terms
+
+
+def _among(asked: Tensor, states: Tensor, b: int) -> tuple[Tensor, Tensor]:
+    """Which of the states that are asked for are among some.
+
+    Args:
+        asked: numbers of states [c], below b.
+        states: numbers of the states of a part [n].
+        b: all states.
+
+    Returns:
+        Where they stand in `asked`, and in `states`.
+    """
+    place = torch.full((b,), -1, device=asked.device)
+    place[states] = torch.arange(len(states), device=asked.device)
+    own = place[asked]
+    return (own >= 0).nonzero()[:, 0], own[own >= 0]

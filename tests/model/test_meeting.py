@@ -1,0 +1,180 @@
+"""Memories that several processes hold answer as they do together: processes are threads here, which meet in a list."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import fields
+from typing import TypeVar
+
+import pytest
+import torch
+from torch import Tensor
+
+from hopmem.model.hopfield import Dynamics, Retrieval, complete, retrieve
+from hopmem.model.kernel import FeatureMap, Features, Patterns
+from hopmem.model.meeting import Shard
+
+ResultT = TypeVar("ResultT")
+B, d = 40, 12
+# Where rows are cut: even, uneven, some that hold nothing, and more processes than memories.
+CUTS = {"one": [1.0], "two": [0.5, 1.0], "uneven": [0.05, 0.9, 1.0], "empty": [0.0, 0.4, 0.4, 1.0, 1.0]}
+
+
+class Meeting:
+    """Threads that wait for each other."""
+
+    def __init__(self, count: int) -> None:
+        self.barrier, self.slots = threading.Barrier(count, timeout=60), [torch.empty(0)] * count
+        self.sent = 0
+
+    def all(self, rank: int, X: Tensor) -> list[Tensor]:
+        self.slots[rank] = X
+        self.barrier.wait()
+        found = list(self.slots)
+        self.barrier.wait()
+        self.sent += X.nbytes if rank == 0 else 0
+        return found
+
+
+class Thread:
+    def __init__(self, meeting: Meeting, rank: int) -> None:
+        self.meeting, self.rank = meeting, rank
+
+    def total(self, X: Tensor) -> Tensor:
+        return torch.stack(self.meeting.all(self.rank, X)).sum(0)
+
+    def largest(self, X: Tensor) -> Tensor:
+        return torch.stack(self.meeting.all(self.rank, X)).amax(0)
+
+    def side_by_side(self, X: Tensor) -> Tensor:
+        return torch.cat(self.meeting.all(self.rank, X), 1)
+
+    def same(self, X: Tensor) -> Tensor:
+        return self.meeting.all(self.rank, X)[0].clone()
+
+
+def together(ends: list[int], work: Callable[[slice, Shard], ResultT]) -> tuple[list[ResultT], Meeting]:
+    """Let each thread work on its rows, and all meet."""
+    meeting, starts = Meeting(len(ends)), [0, *ends[:-1]]
+    most = max(end - start for start, end in zip(starts, ends, strict=True))
+    found: dict[int, ResultT | BaseException] = {}
+
+    def run(rank: int) -> None:
+        shard = Shard(Thread(meeting, rank), starts[rank], ends[-1], most)
+        try:
+            found[rank] = work(slice(starts[rank], ends[rank]), shard)
+        except BaseException as error:
+            meeting.barrier.abort()
+            found[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(ends))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    results = list[ResultT]()
+    for rank in range(len(ends)):
+        each = found[rank]
+        if isinstance(each, BaseException):
+            raise each
+        results.append(each)
+    return results, meeting
+
+
+def of_rows(memory: Features, rows: slice) -> Features:
+    stored = None if memory.stored is None else memory.stored[rows]
+    return Features(Patterns(memory.patterns.stored[rows]), memory.phi, stored)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def bank(M: int, learned: bool) -> Features:
+    Xi = draw(M, d)
+    Xi[M // 2] = Xi[0]  # the same memory with two processes
+    return Features(Patterns(Xi), FeatureMap(draw(9, d, seed=3), draw(9, seed=4)) if learned else FeatureMap())
+
+
+def same(found: Retrieval, expected: Retrieval, case: str) -> None:
+    scale = expected.patterns.norm(dim=1, keepdim=True).clamp_min(1e-6)
+    assert float(((found.patterns - expected.patterns) / scale).norm(dim=1).max()) < 1e-5, case
+    assert torch.equal(found.index, expected.index), case
+    assert torch.equal(found.support, expected.support), case
+    assert torch.equal(found.steps, expected.steps), case
+    assert torch.equal(found.converged, expected.converged), case
+    for name in ("weight", "margin", "energy"):
+        one, other = getattr(found, name), getattr(expected, name)
+        assert torch.allclose(one, other, rtol=1e-5, atol=2e-6), (case, name)
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["raw", "learned"])
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("alpha", [1.0, 1.2, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("M", [5, 300, 9000])
+def test_memories_of_several_processes_answer_as_those_of_one(M: int, alpha: float, cuts: str, learned: bool):
+    memory, ends = bank(M, learned), [round(M * share) for share in CUTS[cuts]]
+    X = torch.cat([memory.patterns.stored[: B // 2].repeat(8, 1)[: B // 2], torch.zeros(0, d)])
+    X = torch.cat([X + 0.3 * draw(len(X), d, seed=1), draw(B // 2, d, seed=2)])
+    # Several steps at a large β would carry what float32 rounds off over the edge of a basin.
+    for beta, steps in ((0.0, 1), (0.5, 2), (8.0, 3), (60.0, 1), (2000.0, 1)):
+        dynamics = Dynamics(alpha, beta, steps, top=3, spread=memory.patterns.spread, longest=memory.patterns.longest)
+        expected = retrieve(X, memory, memory.patterns, d, dynamics)
+
+        def work(rows: slice, shard: Shard, dynamics: Dynamics = dynamics) -> Retrieval:
+            part = of_rows(memory, rows)
+            return retrieve(X, part, part.patterns, d, dynamics, shard=shard)
+
+        results, _ = together(ends, work)
+        for rank, found in enumerate(results):
+            same(found, expected, f"β {beta}, {steps} steps, process {rank}")
+            for each in fields(Retrieval):
+                assert torch.equal(getattr(found, each.name), getattr(results[0], each.name)), each.name
+
+
+@pytest.mark.parametrize("beta", [0.5, 8.0, 300.0])
+@pytest.mark.parametrize("alpha", [1.0, 1.2, 1.5, 2.0, 3.0])
+def test_passes_over_the_memories_of_several_processes_add_up(alpha: float, beta: float):
+    memory, ends = bank(9000, learned=False), [7000, 9000]
+    dynamics = Dynamics(alpha, beta, budget=1 << 20)  # no room for a weight of every memory
+    expected = retrieve(draw(B, d, seed=2), memory, memory.patterns, d, dynamics)
+
+    def work(rows: slice, shard: Shard) -> Retrieval:
+        part = of_rows(memory, rows)
+        return retrieve(draw(B, d, seed=2), part, part.patterns, d, dynamics, shard=shard)
+
+    for found in together(ends, work)[0]:
+        same(found, expected, f"β {beta}")
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["raw", "learned"])
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])
+def test_partial_queries_are_completed_alike(alpha: float, cuts: str, learned: bool):
+    M = 200
+    memory, ends = bank(M, learned), [round(M * share) for share in CUTS[cuts]]
+    known = torch.rand(3, d, generator=torch.Generator().manual_seed(5))[torch.arange(B) % 3] > 0.4
+    X = torch.where(known, memory.patterns.stored[:B] + 0.1 * draw(B, d, seed=1), 0)
+    dynamics = Dynamics(alpha, 12.0, top=2)
+    expected = complete(X, known, memory, memory.patterns, d, dynamics)
+
+    def work(rows: slice, shard: Shard) -> Retrieval:
+        part = of_rows(memory, rows)
+        return complete(X, known, part, part.patterns, d, dynamics, shard=shard)
+
+    for found in together(ends, work)[0]:
+        same(found, expected, cuts)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
+def test_what_is_sent_does_not_depend_on_the_number_of_memories(alpha: float):
+    def sent(M: int) -> int:
+        memory = bank(M, learned=False)
+
+        def work(rows: slice, shard: Shard) -> Retrieval:
+            part = of_rows(memory, rows)
+            return retrieve(draw(B, d, seed=2), part, part.patterns, d, Dynamics(alpha, 20.0), shard=shard)
+
+        return together([M // 2, M], work)[1].sent
+
+    few, many = sent(400), sent(40_000)
+    assert many <= 1.5 * few  # sums for the threshold are asked for a few times more or less
