@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -178,6 +178,24 @@ class MemoryBank:
             few = few[:: -(-len(few) // MOST_EXACT)]
             delta, same = nearest_delta(Exactly(memory), few, max(16, block // 2), progress), EQUAL
         return self.noting(tuning=tune(delta, len(self), sampled=len(delta) < len(memory), same=same))
+
+    def piece(self, rows: slice, total: Callable[[Tensor], Tensor]) -> "MemoryBank":
+        """Some rows of the bank under the same map, to search in beside the others.
+
+        Args:
+            rows: which.
+            total: adds up the tensors of all who hold a piece.
+
+        Returns:
+            A bank without names.
+        """
+        Z, V = (None if each is None else each[rows] for each in (self.features, self.values))
+        found = replace(self, patterns=self.patterns[rows], names=(), features=Z, values=V)
+        if self.phi.b is not None:  # near the mean of all rows, or each piece would round in another way
+            held = found.rows()
+            mean = held.mean() * len(held) if len(held) else torch.zeros(self.dimension, dtype=torch.float64)
+            found.__dict__["_phi"] = self.phi.near(total(mean) / len(self))
+        return found
 
     def noting(self, **facts: Any) -> "MemoryBank":
         """The same patterns and the same map with other facts beside them; what was worked out for them stays.

@@ -244,6 +244,9 @@ def retrieve(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Estimate memory and time; write nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Skip what an interrupted run has answered.")] = False,
+    split: Annotated[
+        Literal["auto", "memories", "queries"], typer.Option(help="What the processes of torchrun divide among them.")
+    ] = "auto",
     force: Force = False,
     device: Device = "auto",
     seed: Seed = None,
@@ -254,6 +257,7 @@ def retrieve(
     verbose: Verbose = False,
 ) -> None:
     """Retrieve the stored pattern for each noisy, masked or partial query."""
+    from hopmem.pipeline.company import serve
     from hopmem.pipeline.retrieve import retrieve as run
     from hopmem.report import show_lines
     from hopmem.report.tables import ROWS_SHOWN
@@ -272,10 +276,14 @@ def retrieve(
         "top": top,
     }
     options |= {"min_confidence": min_confidence, "mask": mask, "missing": missing, "pictures": plot is not None}
-    options |= {"force": force, "resume": resume, "dry_run": dry_run}
-    with session.machine(device, seed, threads, memory_limit, quiet) as machine:
+    again = session.again(output)
+    options |= {"force": force or again, "resume": resume or again, "dry_run": dry_run}
+    with session.machine(device, seed, threads, memory_limit, quiet, several=True) as machine:
+        if machine.serves:
+            serve(bank, machine, split)
+            return
         emit, most = show_lines if ndjson else None, None if as_json else 0 if ndjson or quiet else ROWS_SHOWN
-        outcome = run(bank, asked, output, reading, machine, emit=emit, most=most, **options)
+        outcome = run(bank, asked, output, reading, machine, emit=emit, most=most, split=split, **options)
     if plot is not None and not dry_run:
         session.draw(outcome, plot, force)
     session.finish(outcome, "retrieve", as_json, quiet, ndjson, output == "-")

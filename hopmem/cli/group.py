@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from hopmem.errors import INTERRUPTED, TERMINATED, HopmemError, Terminated, Unre
 # Typer ships its own click, whose names are not ours to import.
 CLICK_USAGE_ERROR = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 VERBOSE = "hopmem.verbose"
+TORCHRUN = "TORCHELASTIC_RUN_ID"  # what torchrun sets in the environment of those that it starts
+GRACE = 3.0  # seconds in which the first process says what all know
 INTERRUPTION, TERMINATION = ("interrupted", INTERRUPTED), ("terminated", TERMINATED)
 
 
@@ -90,8 +93,27 @@ class HopmemGroup(TyperGroup):
         """
         if ctx.meta.get(VERBOSE):
             traceback.print_exc()
-        typer.echo(f"hopmem: {printable(' '.join(line.split()))}", err=True)
+        if _speaks():
+            typer.echo(f"hopmem: {printable(' '.join(line.split()))}", err=True)
         raise typer.Exit(code)
+
+
+def _speaks() -> bool:
+    """Whether this process says what went wrong.
+
+    Returns:
+        True alone, and for one of several that torchrun has started.
+    """
+    if TORCHRUN not in os.environ:
+        return True
+    if "hopmem.cluster" in sys.modules:
+        from hopmem.cluster import may_speak
+
+        return may_speak()
+    if os.environ.get("RANK") != "0":  # before they met, and most likely with all: torchrun ends this one meanwhile
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(GRACE)
+    return True
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What all commands do around their one call: gather the sources, set up the machine, draw, report and end."""
 
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hopmem.atomic import refuse_overwrite, replacing
+from hopmem.cli.group import TORCHRUN
 from hopmem.errors import SKIPPED_SOME, MissingInputError, UnreadableError, UsageError
 
 if TYPE_CHECKING:
+    from hopmem.cluster import Cluster
     from hopmem.pipeline import Machine, Outcome
     from hopmem.plots.portrait import Chart
     from hopmem.results import Inspection
@@ -76,7 +79,14 @@ def answers_to(output: str | None, queries: list[str], as_json: bool, ndjson: bo
 
 @contextmanager
 def machine(
-    device: str, seed: int | None, threads: int | None, memory_limit: str | None, quiet: bool, drawing: int = 0
+    device: str,
+    seed: int | None,
+    threads: int | None,
+    memory_limit: str | None,
+    quiet: bool,
+    drawing: int = 0,
+    *,
+    several: bool = False,
 ) -> "Iterator[Machine]":
     """What the shared options stand for.
 
@@ -87,9 +97,13 @@ def machine(
         memory_limit: what the user sets.
         quiet: whether progress is not shown.
         drawing: bytes that the pictures take which are asked for.
+        several: whether the command knows what several processes do; else the first one works alone.
 
     Yields:
         The machine to work on, watched from a terminal.
+
+    Raises:
+        Exit: a process for which there is nothing to do.
     """
     from hopmem import devices
     from hopmem.pages import limited, require
@@ -98,9 +112,40 @@ def machine(
 
     devices.set_threads(threads)
     limit = None if memory_limit is None else devices.size(memory_limit)
-    with limited(limit), watching(quiet=quiet) as watch:
+    if TORCHRUN in os.environ and not several and os.environ.get("RANK") != "0":
+        raise typer.Exit
+    with limited(limit), _others(device, several) as (where, cluster):
         require(drawing, "to draw")
-        yield Machine(device, seed, devices.budget(memory_limit), watch)
+        with watching(quiet=quiet or (cluster is not None and cluster.rank > 0)) as watch:
+            yield Machine(where, seed, devices.budget(memory_limit), watch, cluster)
+
+
+def again(output: str | None) -> bool:
+    """Whether torchrun has started this run again, which then goes on where the one before was.
+
+    Returns:
+        False where nothing is written that it could go on with.
+    """
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and output not in {None, "-"}
+
+
+@contextmanager
+def _others(device: str, several: bool) -> "Iterator[tuple[str, Cluster | None]]":
+    """The processes that torchrun has started, if it has.
+
+    Yields:
+        What this one works on, and all of them; None where it is alone.
+    """
+    if TORCHRUN not in os.environ or not several:
+        yield device, None
+    else:
+        from hopmem import devices
+        from hopmem.cluster import joined
+
+        if devices.resolve(device).type == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        with joined(devices.resolve(device)) as cluster:
+            yield device, cluster
 
 
 def _own_pillow() -> None:

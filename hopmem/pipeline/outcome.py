@@ -9,6 +9,7 @@ from hopmem.devices import DEFAULT_BUDGET
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from hopmem.cluster import Cluster
     from hopmem.patterns import Skipped
     from hopmem.verbs.work import Watch
 
@@ -25,6 +26,12 @@ class Machine:
     seed: int | None = None  # None: what the bank remembers
     budget: int = DEFAULT_BUDGET  # bytes of working memory for a block
     watch: "Watch | None" = None
+    cluster: "Cluster | None" = None  # the processes that torchrun has started, of which this is one
+
+    @property
+    def serves(self) -> bool:
+        """Whether this process takes part in what another one asks."""
+        return self.cluster is not None and self.cluster.rank > 0
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from hopmem.errors import INTERRUPTED, TERMINATED, Terminated, UsageError
 from hopmem.pages import require
 from hopmem.patterns import Loaded, Reading, Target, writing
 from hopmem.pipeline.asked import read_queries, rows_of
+from hopmem.pipeline.company import Split, company
 from hopmem.pipeline.given import as_asked, target_of
 from hopmem.pipeline.kept import Kept, interrupted, keeping, run_of
 from hopmem.pipeline.outcome import RUNTIME, Machine, Outcome
@@ -45,6 +46,7 @@ def retrieve(
     emit: Emit | None = None,
     most: int | None = None,
     dry_run: bool = False,
+    split: Split = "auto",
     **options: Any,
 ) -> Outcome[RetrieveResult]:
     """Retrieve a stored pattern for each query, and write the answers in the kind of the queries.
@@ -66,6 +68,7 @@ def retrieve(
         emit: told the answers of each block.
         most: answers that are kept, the first; None keeps all.
         dry_run: answer a few queries, say what all would take, and write nothing.
+        split: what several processes divide among them.
         **options: of `verbs.retrieve`.
 
     Returns:
@@ -94,13 +97,16 @@ def retrieve(
             target = target.with_standing(before)
             target.refuse_overwrite()
         bank = _tuned(bank, options.get("beta"), machine)
-        if dry_run:
-            return Outcome(_estimated(read, bank, machine, options), device, list(read.notes), list(read.skipped))
-        most = _kept(len(read.stored), most, options.get("top", 1))
+        most = _kept(0 if dry_run else len(read.stored), most, options.get("top", 1))
         tally = Tally(bank, read.row_names, most, emit, pictured=pictures)
         try:
-            with keeping(target, run, before) as kept:
-                _answer(read, bank, target, kept, tally, machine, options)
+            with company(bank_path, bank, machine, split) as holder:
+                options |= {"company": holder}
+                if dry_run:
+                    estimate = _estimated(read, bank, machine, options)
+                    return Outcome(estimate, device, list(read.notes), list(read.skipped))
+                with keeping(target, run, before) as kept:
+                    _answer(read, bank, target, kept, tally, machine, options)
         except KeyboardInterrupt as stop:
             if not tally.count:
                 raise
@@ -127,7 +133,10 @@ def _answer(
             answer, again = kept.answer(rows, bank), True
             if answer is None:
                 watch = _of_all(machine.watch, rows.start, count, began)
-                answer, again = room.fit(partial(verbs.retrieve, bank, X, device=device, watch=watch, **options)), False
+                work = partial(verbs.retrieve, bank, X, device=device, watch=watch, **options)
+                # Of several processes, none can do with less what the others do not.
+                answer = room.fit(work) if options["company"] is None else work(budget=machine.budget)
+                again = False
             if write is not None and target is not None:
                 write(rows, as_asked(answer.patterns, target, bank))
             if not again and rows.stop < count:

@@ -10,10 +10,8 @@ from torch import Tensor
 from hopmem.bank import MemoryBank, as_rows
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import InvalidDataError, UsageError
-from hopmem.model.gram import Progress
-from hopmem.model.hopfield import Dynamics, Retrieval, complete
-from hopmem.model.hopfield import retrieve as settle
-from hopmem.model.kernel import Features, Patterns
+from hopmem.model.hopfield import Dynamics, Retrieval
+from hopmem.verbs.search import Alone, Holder
 from hopmem.verbs.work import Watch, pair_block, stage
 
 RETRIEVING = "retrieving"  # the stage that counts queries
@@ -56,6 +54,7 @@ def retrieve(
     device: str = "cpu",
     budget: int = DEFAULT_BUDGET,
     watch: Watch | None = None,
+    company: Holder | None = None,
 ) -> Answer:
     """Retrieve a stored pattern for each query (Stage II of U-Hop, in feature space).
 
@@ -76,6 +75,7 @@ def retrieve(
         device: where to compute.
         budget: bytes of working memory for a block.
         watch: told what is being done, and how far it is.
+        company: who searches, where not this process alone.
 
     Returns:
         The answers, in the order of the queries.
@@ -88,13 +88,12 @@ def retrieve(
         bank = bank.tuned(where, pair_block(bank.dimension, budget), stage(watch, "measuring"))
     source = bank.tuning.source if beta == "auto" and bank.tuning else GIVEN
     beta = bank.tuning.beta if beta == "auto" and bank.tuning else float(beta)
-    memory, readout = bank.memory(where, budget), bank.readout(where)
-    dynamics = Dynamics(alpha, beta, steps, tolerance, min(top, len(bank)), budget, readout.spread, readout.longest)
-    progress = stage(watch, RETRIEVING)
-    found = _retrieve(X.to(where), None if known is None else known.to(where), memory, readout, dynamics, progress)
+    holder = Alone(bank, where, budget) if company is None else company
+    dynamics = Dynamics(alpha, beta, steps, tolerance, min(top, len(bank)), budget, holder.spread, holder.longest)
+    found = holder.search(X, known, dynamics, stage(watch, RETRIEVING))
     found = Retrieval(*(getattr(found, name).cpu() for name in Retrieval.__dataclass_fields__))
     index, confidence = found.index[:, 0], found.weight[:, 0]
-    patterns = readout[index].cpu() if snap else found.patterns
+    patterns = bank.readout()[index] if snap else found.patterns
     if known is not None and not snap and bank.values is None:
         clamped = known & ~known.all(1, keepdim=True)  # a query that knows all its entries is noisy, not partial
         patterns = torch.where(clamped, X, patterns)
@@ -168,37 +167,6 @@ def _queries(bank: MemoryBank, Q: Any, mask: Any) -> tuple[Tensor, Tensor | None
         row = int(unknown.all(1).nonzero()[0, 0])
         raise InvalidDataError(f"queries, row {row}", "at least one known entry", "none")
     return X, ~unknown if bool(unknown.any()) else None
-
-
-def _retrieve(
-    X: Tensor, known: Tensor | None, memory: Features, readout: Patterns, dynamics: Dynamics, progress: Progress | None
-) -> Retrieval:
-    """Whole queries and partial ones, each their own way.
-
-    Returns:
-        The answers, in the order of the queries.
-    """
-    width = readout.dimension
-    if known is None:
-        return settle(X, memory, readout, width, dynamics, progress)
-    whole = known.all(1)
-    if not bool(whole.any()):
-        return complete(X, known, memory, readout, width, dynamics, progress)
-    parts = [(whole, settle(X[whole], memory, readout, width, dynamics, _onward(progress, 0, len(X))))]
-    onward = _onward(progress, int(whole.sum()), len(X))
-    parts.append((~whole, complete(X[~whole], known[~whole], memory, readout, width, dynamics, onward)))
-    order = torch.cat([rows.nonzero()[:, 0] for rows, _ in parts]).argsort()
-    names = Retrieval.__dataclass_fields__
-    return Retrieval(*(torch.cat([getattr(part, name) for _, part in parts])[order] for name in names))
-
-
-def _onward(progress: Progress | None, before: int, total: int) -> Progress | None:
-    """Count on where another part of the work has stopped.
-
-    Returns:
-        What the part reports to.
-    """
-    return None if progress is None else lambda done, _: progress(before + done, total)
 
 
 def states(support: Tensor, M: int) -> list[str]:

@@ -1,0 +1,143 @@
+"""`torchrun -m hopmem retrieve`: several processes answer as one does, whatever they divide."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hopmem.bank import MemoryBank
+from tests.conftest import Hopmem
+
+dist = pytest.importorskip("torch.distributed")
+pytestmark = pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="needs torchrun and gloo")
+SAME = 1e-5
+
+
+def torchrun(processes: int, *command: object, restarts: int = 0, **options: Any) -> "subprocess.Popen[bytes]":
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    words = [sys.executable, *launch, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "hopmem"]
+    asked = [*words, *map(str, command)]
+    return subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options)
+
+
+def run(processes: int, *command: object) -> tuple[int, str, list[str]]:
+    """The exit code of torchrun, what came on stdout, and what hopmem said on stderr."""
+    process = torchrun(processes, *command)
+    out, err = process.communicate(timeout=120)
+    said = [line for line in err.decode().splitlines() if line.startswith("hopmem: ")]
+    return process.returncode, out.decode(), said
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, draw = tmp_path_factory.mktemp("cluster"), np.random.default_rng(0)
+    rows = draw.standard_normal((500, 16), dtype=np.float32)
+    rows[400] = rows[3]
+    queries = rows[:60] + 0.3 * draw.standard_normal((60, 16), dtype=np.float32)
+    queries[::4, :5] = np.nan
+    np.save(folder / "q.npy", queries)
+    MemoryBank.from_patterns(rows).tuned().save(folder / "bank")
+    MemoryBank.from_patterns(rows[:2]).tuned().save(folder / "two")
+    return folder
+
+
+CASES = [
+    (1, "memories", "bank", ["--alpha", "1.5", "--beta", "6", "--steps", "3", "--top", "4"]),
+    (2, "memories", "bank", ["--alpha", "1", "--beta", "8", "--steps", "2"]),
+    (3, "memories", "bank", ["--alpha", "2", "--beta", "20", "--snap"]),
+    (3, "memories", "two", ["--alpha", "1.3", "--beta", "4"]),
+    (2, "queries", "bank", ["--alpha", "1.5", "--beta", "6", "--top", "2"]),
+]
+
+
+@pytest.mark.parametrize(("processes", "split", "bank", "options"), CASES, ids=str)
+def test_several_processes_answer_as_one(
+    processes: int, split: str, bank: str, options: list[str], shelf: Path, tmp_path: Path, hopmem: Hopmem
+):
+    asked = ["retrieve", shelf / bank, shelf / "q.npy", "--json", *options]
+    alone = json.loads(hopmem(*asked, "-o", tmp_path / "alone.npy").stdout)
+    code, out, said = run(processes, *asked, "-o", tmp_path / "all.npy", "--split", split)
+    assert (code, said) == (0, [])
+    together = json.loads(out)
+    for one, other in zip(alone.pop("results"), together.pop("results"), strict=True):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            if isinstance(value, float):
+                assert other[key] == pytest.approx(value, abs=SAME), key
+            elif key != "top":
+                assert other[key] == value, key
+    assert {**alone, "seconds": 0} == {**together, "seconds": 0}
+    expected = np.load(tmp_path / "alone.npy")
+    assert np.linalg.norm(np.load(tmp_path / "all.npy") - expected, axis=1).max() < SAME * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("retrieve {shelf}/nothing {shelf}/q.npy", "expected a bank"),
+        ("retrieve {shelf}/bank {shelf}/q.npy --alpha 0.5", "expected a number from 1"),
+        ("retrieve {shelf}/bank {shelf}/nothing.npy", "found nothing there"),
+    ],
+    ids=["bank", "usage", "queries"],
+)
+def test_a_mistake_is_said_once_and_ends_all(command: str, expected: str, shelf: Path):
+    began = time.monotonic()
+    code, out, said = run(2, *command.format(shelf=shelf).split())
+    assert code != 0
+    assert out == ""
+    assert len(said) == 1
+    assert expected in said[0]
+    assert time.monotonic() - began < 60  # and not when a time-out is over
+
+
+def test_what_only_one_process_can_do_is_done_once(shelf: Path, hopmem: Hopmem):
+    alone = json.loads(hopmem("inspect", shelf / "bank", "--json").stdout)
+    code, out, said = run(2, "inspect", shelf / "bank", "--json")
+    assert (code, said) == (0, [])
+    assert {**json.loads(out), "seconds": 0} == {**alone, "seconds": 0}
+
+
+def test_who_is_alone_loads_nothing_of_it(shelf: Path):
+    code = (
+        "import sys; from hopmem.cli import app; app(standalone_mode=False); assert 'hopmem.cluster' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, "retrieve", shelf / "bank", shelf / "q.npy", "-q"], check=True)
+
+
+def children(process: int) -> list[int]:
+    """The processes that torchrun has started."""
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, check=False, text=True)
+    return [int(each) for each in found.stdout.split()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are looked for there")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_worker_that_is_killed_costs_a_restart_and_nothing_else(victim: int, tmp_path: Path, hopmem: Hopmem):
+    draw = np.random.default_rng(1)
+    np.save(tmp_path / "x.npy", draw.standard_normal((2000, 64), dtype=np.float32))
+    np.save(tmp_path / "q.npy", draw.standard_normal((100_000, 64), dtype=np.float32))
+    hopmem("store", tmp_path / "x.npy", "-o", tmp_path / "bank")
+    asked = ["retrieve", tmp_path / "bank", tmp_path / "q.npy", "-q", "--split", "memories", "--memory-limit", "80M"]
+    assert run(2, *asked, "-o", tmp_path / "whole.npy")[0] == 0
+    process = torchrun(2, *asked, "-o", tmp_path / "out.npy", restarts=1)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("out.npy.checkpoint/*-*"))) < 3:
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+    by_rank = {}
+    for each in children(process.pid):
+        environment = Path(f"/proc/{each}/environ").read_bytes().split(b"\0")
+        by_rank[next(int(entry[5:]) for entry in environment if entry.startswith(b"RANK="))] = each
+    os.kill(by_rank[victim], signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["bank", "out.npy", "q.npy", "whole.npy", "x.npy"]
