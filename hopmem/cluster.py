@@ -40,11 +40,15 @@ class Cluster:
             patience: seconds that a process is waited for.
         """
         self._patience, self.sent = patience, 0  # bytes of the tensors that this process has given
-        self._store, self.rank, self.size = next(rendezvous("env://", timeout=timedelta(seconds=patience)))
+        self._speaks = False
+        found = self._wait(lambda: next(rendezvous("env://", timeout=timedelta(seconds=patience))))
+        self._store, self.rank, self.size = found
         self.device = device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         self._wait(
             lambda: dist.init_process_group(
-                "nccl" if device.type == "cuda" else "gloo",
+                "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
                 timeout=timedelta(seconds=patience),
                 store=self._store,
                 rank=self.rank,
@@ -131,24 +135,26 @@ class Cluster:
 
         Raises:
             LostError: one of them is gone, or hangs.
+            RuntimeError: no memory.
         """
         try:
             return work()
         except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError) or "alloc" in str(error):
+                raise
             raise LostError(self._patience) from error
 
     def first_to_speak(self) -> bool:
         """Whether no other process has said yet what went wrong.
 
         Returns:
-            True for one of them, once.
+            True for one of them.
         """
         try:
-            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-            first: bool = self._store.add(f"hopmem/said/{attempt}", 1) == 1
+            self._speaks = self._speaks or self._store.add("hopmem/said", 1) == 1
         except RuntimeError:  # the store has gone with the process that held it
-            first = self.rank == 0
-        return first
+            self._speaks = self.rank == 0
+        return self._speaks
 
 
 _joined: Cluster | None = None
@@ -174,13 +180,13 @@ def joined(device: torch.device) -> Iterator[Cluster]:
     dist.destroy_process_group()
 
 
-def may_speak() -> bool:
-    """Whether this process is the one that says what went wrong.
+def met() -> Cluster | None:
+    """The processes that this one has met.
 
     Returns:
-        True for one of all.
+        None before it has.
     """
-    return _joined is None or _joined.first_to_speak()
+    return _joined
 
 
 def _patience() -> float:

@@ -97,6 +97,38 @@ def test_a_mistake_is_said_once_and_ends_all(command: str, expected: str, shelf:
     assert time.monotonic() - began < 60  # and not when a time-out is over
 
 
+def test_what_stands_is_not_overwritten(shelf: Path, tmp_path: Path):
+    (tmp_path / "keep.npy").write_bytes(b"thesis")
+    code, _, said = run(2, "retrieve", shelf / "bank", shelf / "q.npy", "-o", tmp_path / "keep.npy")
+    assert code != 0
+    assert len(said) == 1
+    assert "exists already" in said[0]
+    assert (tmp_path / "keep.npy").read_bytes() == b"thesis"
+
+
+@pytest.mark.parametrize(("rank", "expected"), [("0", True), ("1", True)])
+def test_a_process_that_fails_before_it_met_the_others_says_so(rank: str, expected: bool, shelf: Path):
+    environment = os.environ | {"TORCHELASTIC_RUN_ID": "1", "RANK": rank, "WORLD_SIZE": "2", "HOPMEM_PATIENCE": "abc"}
+    environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1", "LOCAL_RANK": rank}
+    command = [sys.executable, "-m", "hopmem", "retrieve", shelf / "bank", shelf / "q.npy"]
+    began = time.monotonic()
+    found = subprocess.run(command, env=environment, capture_output=True, check=False, text=True)
+    assert found.returncode == 2
+    assert ("HOPMEM_PATIENCE: expected seconds" in found.stderr) == expected
+    assert len(found.stderr.splitlines()) == 1
+    assert time.monotonic() - began > (3 if rank == "1" else 0)  # torchrun ends it then, if all failed
+
+
+def test_inputs_that_are_skipped_are_no_failure_that_torchrun_would_answer_with_another_run(shelf: Path, tmp_path):
+    queries = np.load(shelf / "q.npy")
+    queries[1] = np.inf
+    np.save(tmp_path / "q.npy", queries)
+    asked = ["retrieve", shelf / "bank", tmp_path / "q.npy", "-o", tmp_path / "a.npy", "--on-bad", "skip", "--json"]
+    code, out, _ = run(2, *asked)
+    assert code == 0
+    assert [each["name"] for each in json.loads(out)["skipped"]] == ["1"]
+
+
 def test_what_only_one_process_can_do_is_done_once(shelf: Path, hopmem: Hopmem):
     alone = json.loads(hopmem("inspect", shelf / "bank", "--json").stdout)
     code, out, said = run(2, "inspect", shelf / "bank", "--json")
@@ -137,7 +169,7 @@ def test_a_worker_that_is_killed_costs_a_restart_and_nothing_else(victim: int, t
         environment = Path(f"/proc/{each}/environ").read_bytes().split(b"\0")
         by_rank[next(int(entry[5:]) for entry in environment if entry.startswith(b"RANK="))] = each
     os.kill(by_rank[victim], signal.SIGKILL)
-    process.communicate(timeout=120)
-    assert process.returncode == 0
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said.decode()
     assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["bank", "out.npy", "q.npy", "whole.npy", "x.npy"]

@@ -262,8 +262,8 @@ def retrieve(
     from hopmem.report import show_lines
     from hopmem.report.tables import ROWS_SHOWN
 
-    asked = session.all_sources(queries, files_from)
-    if plot is not None:
+    asked = session.all_sources(queries, files_from) if session.first() else []
+    if plot is not None and session.first():
         session.can_draw(plot, force)
     output = session.answers_to(output, asked, as_json, ndjson)
     reading = _reading(key, id_column, format_, layout, size, mode, on_bad, session.unpack_limit(unpack_limit))
@@ -276,8 +276,7 @@ def retrieve(
         "top": top,
     }
     options |= {"min_confidence": min_confidence, "mask": mask, "missing": missing, "pictures": plot is not None}
-    again = session.again(output)
-    options |= {"force": force or again, "resume": resume or again, "dry_run": dry_run}
+    options |= {"force": force, "resume": resume, "dry_run": dry_run}
     with session.machine(device, seed, threads, memory_limit, quiet, several=True) as machine:
         if machine.serves:
             serve(bank, machine, split)

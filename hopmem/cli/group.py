@@ -106,10 +106,8 @@ def _speaks() -> bool:
     """
     if TORCHRUN not in os.environ:
         return True
-    if "hopmem.cluster" in sys.modules:
-        from hopmem.cluster import may_speak
-
-        return may_speak()
+    if "hopmem.cluster" in sys.modules and (met := sys.modules["hopmem.cluster"].met()) is not None:
+        return bool(met.first_to_speak())
     if os.environ.get("RANK") != "0":  # before they met, and most likely with all: torchrun ends this one meanwhile
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(GRACE)
@@ -119,7 +117,8 @@ def _speaks() -> bool:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Let SIGTERM end a command as Ctrl-C does: with what there is to tidy up tidied up."""
-    if threading.current_thread() is not threading.main_thread():
+    helps = TORCHRUN in os.environ and os.environ.get("RANK") != "0"  # and has nothing to tidy up
+    if helps or threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
 

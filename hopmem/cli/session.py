@@ -112,7 +112,7 @@ def machine(
 
     devices.set_threads(threads)
     limit = None if memory_limit is None else devices.size(memory_limit)
-    if TORCHRUN in os.environ and not several and os.environ.get("RANK") != "0":
+    if not (several or first()):
         raise typer.Exit
     with limited(limit), _others(device, several) as (where, cluster):
         require(drawing, "to draw")
@@ -120,13 +120,13 @@ def machine(
             yield Machine(where, seed, devices.budget(memory_limit), watch, cluster)
 
 
-def again(output: str | None) -> bool:
-    """Whether torchrun has started this run again, which then goes on where the one before was.
+def first() -> bool:
+    """Whether this process asks: alone it does, and the first one that torchrun has started.
 
     Returns:
-        False where nothing is written that it could go on with.
+        False for one that takes part.
     """
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0" and output not in {None, "-"}
+    return TORCHRUN not in os.environ or os.environ.get("RANK") == "0"
 
 
 @contextmanager
@@ -140,11 +140,13 @@ def _others(device: str, several: bool) -> "Iterator[tuple[str, Cluster | None]]
         yield device, None
     else:
         from hopmem import devices
-        from hopmem.cluster import joined
 
         if devices.resolve(device).type == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
-        with joined(devices.resolve(device)) as cluster:
+        where = devices.resolve(device)
+        from hopmem.cluster import joined
+
+        with joined(where) as cluster:
             yield device, cluster
 
 
@@ -278,12 +280,12 @@ def finish(
     """Report, and end as the contract says.
 
     Raises:
-        Exit: with 7 where inputs were skipped, with 130 or 143 where the work was interrupted.
+        Exit: alone with 7 where inputs were skipped, with 130 or 143 where the work was interrupted.
     """
     from hopmem import report
 
     report.show(outcome, verb, report.Style(as_json, quiet, not ndjson, data_on_stdout))
     if outcome.interrupted:
         raise typer.Exit(outcome.interrupted)
-    if outcome.skipped:
+    if outcome.skipped and TORCHRUN not in os.environ:  # torchrun would take it for a failure, and do all again
         raise typer.Exit(SKIPPED_SOME)

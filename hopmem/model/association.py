@@ -49,7 +49,7 @@ def associate(
         matter = coarse.top >= floor  # [G, b]
         for some in _alike(few, seen, how.budget):
             yield some, held(*rescored(Y[some], memory, coarse.group, matter[:, some], floor[some], how), how)
-        if how.alpha > 1 and not bool(few.all()):
+        if how.alpha > 1 and not how.at_once and not bool(few.all()):
             for some, association in _picked(Y, memory, how, coarse, ~few, first, width):
                 few[some] = True
                 yield some, association

@@ -52,12 +52,12 @@ def broad(
         yield slice(0, b), streamed(Y, memory, how, first, width)
         return
     parts = list(query_blocks(b, M, how.budget))
-    if len(parts) <= MOST_READINGS and how.budget >= HELD_BYTES * M:
+    if len(parts) <= (1 if how.at_once else MOST_READINGS) and how.budget >= HELD_BYTES * M:
         for part in parts:
             yield part, dense(Y[part], memory, how)
         return
     fit = how.budget // (KEPT_BYTES * M)
-    keep = not how.sharp and fit >= FEWEST_KEPT
+    keep = not how.sharp and fit >= (b if how.at_once else FEWEST_KEPT)
     for part in blocks(b, fit if keep else b):
         yield part, summed(Y[part], memory, how, first, width, keep=keep)
 

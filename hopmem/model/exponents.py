@@ -31,6 +31,7 @@ class Exponents:
     peak: Tensor  # m [b], in the type to compute in
     beta: float
     kept: Tensor | None = None  # [b, M]
+    lift: Tensor | None = None  # what is still to be added to those that are kept [b, 1]
 
     @property
     def memory(self) -> Features:
@@ -64,7 +65,7 @@ class Exponents:
                 yield rows, S.sub_(self.peak).mul_(self.beta).T
         else:
             for rows in blocks(self.kept.shape[1], self.scores.rows):
-                yield rows, self.kept[:, rows]
+                yield rows, self.kept[:, rows] if self.lift is None else self.kept[:, rows] + self.lift
 
     def of(self, states: Tensor) -> "Exponents":
         """The exponents of some of the states.
@@ -75,8 +76,8 @@ class Exponents:
         Returns:
             Exponents of c states.
         """
-        kept = None if self.kept is None else self.kept[states]
-        return Exponents(self.scores.of(states), self.peak[states], self.beta, kept)
+        kept, lift = (None if each is None else each[states] for each in (self.kept, self.lift))
+        return Exponents(self.scores.of(states), self.peak[states], self.beta, kept, lift)
 
     def at(self, peak: Tensor) -> "Exponents":
         """The same scores, counted from another m.
@@ -88,8 +89,8 @@ class Exponents:
             Exponents.
         """
         peak = peak.to(self.peak)
-        kept = None if self.kept is None else self.kept + self.beta * (self.peak - peak)[:, None]
-        return replace(self, peak=peak, kept=kept)
+        lift = self.beta * (self.peak - peak)[:, None]
+        return replace(self, peak=peak, lift=lift if self.lift is None else lift + self.lift)
 
     def exactly(self, Y: Tensor, width: int, budget: int) -> "Exponents":
         """The same exponents, computed anew at each pass in float64.

@@ -118,12 +118,12 @@ class Table:
         return Table(index, self.S[states], self.peak[states], self.how)
 
     def exactly(self, _Y: Tensor, _width: int, _budget: int) -> "Table":
-        """The same: these scores are float64.
+        """The same, counted from its own largest: these scores are float64.
 
         Returns:
             The table.
         """
-        return self
+        return replace(self, peak=self.S.amax(1))
 
     @property
     def exponent(self) -> Tensor:

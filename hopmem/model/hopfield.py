@@ -1,7 +1,7 @@
 """Stage II: energy, update and retrieval of the kernelized modern Hopfield network (U-Hop, Theorem 1)."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -231,10 +231,10 @@ def _associations(
     Yields:
         Some of the states and their association, until all are through.
     """
-    parts = associate(Y, memory, how, first, width) if len(memory) else iter(())
     if shard is None:
-        yield from parts
+        yield from associate(Y, memory, how, first, width)
     else:
+        parts = associate(Y, memory, replace(how, at_once=True), first, width) if len(memory) else iter(())
         yield torch.arange(len(Y), device=Y.device), shard.meet(Y, parts, memory, how, first, width)
 
 

@@ -26,6 +26,7 @@ from hopmem.model.scan import RowBlocks
 from hopmem.model.threshold import reach_of_support, stretch, tsallis_exp
 from hopmem.model.weighing import VISIBLE, Association, Mixture, Terms, Weighing
 
+EQUAL = 1e-12  # float64 scores of whole products that lie closer are one
 Part = tuple[Tensor, Association]  # some of b states [c], and their association with the memories of one process
 
 
@@ -71,17 +72,21 @@ class Shard:
             The association of all states with all memories.
         """
         mine = [(states, p) for states, p in parts]
-        index, score = self._best(Y, mine, memory, how)
+        own, index, score = self._best(Y, mine, memory, how)
+        below = own - score[:, 0]  # how far the best of this process lies below the best of all [b]
         weigh = _softmax if how.alpha == 1 else _entmax
-        return weigh(self, Y, mine, memory, how, first, width, index, score)
+        return weigh(self, Y, mine, memory, how, first, width, index, score, below)
 
-    def _best(self, Y: Tensor, mine: list[Part], memory: Features | None, how: Weighing) -> tuple[Tensor, Tensor]:
+    def _best(
+        self, Y: Tensor, mine: list[Part], memory: Features | None, how: Weighing
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The k best of all memories, of equal ones the lowest first.
 
-        They are scored again in float64: rounding that is the same within a process is not between them.
+        They are scored again, in float64 and each alone: rounding that is the same within a process, or within a
+        product of matrices, is not between them.
 
         Returns:
-            Their numbers among all, and their scores [b, k].
+            The largest score of this process [b]; their numbers among all, and their scores [b, k].
         """
         k = min(max(2, how.top), self.memories)
         index, score = Y.new_zeros(len(Y), k, dtype=torch.int64), Y.new_full((len(Y), k), -math.inf)
@@ -90,10 +95,13 @@ class Shard:
             index[states, :n], score[states, :n] = p.index[:, :n], p.score[:, :n]
         if memory is not None:
             _score_again(index, score, Y, memory, how.budget)
+        own = score.amax(1)
         index, score = self.others.side_by_side(index + self.start), self.others.side_by_side(score)
         order = index.argsort(1)  # of equal scores the lowest memory comes first
-        order = order.gather(1, score.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :k]
-        return index.gather(1, order), score.gather(1, order)
+        alike = score if memory is not None else (score / EQUAL).round()
+        order = order.gather(1, alike.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :k]
+        # Where those that are equal to rounding have changed places, the first still has the largest score.
+        return own, index.gather(1, order), score.gather(1, order).sort(dim=1, descending=True).values
 
 
 def _score_again(index: Tensor, score: Tensor, Y: Tensor, memory: Features, budget: int) -> None:
@@ -114,6 +122,7 @@ def _softmax(
     _width: int,
     index: Tensor,
     score: Tensor,
+    below: Tensor,
 ) -> Association:
     """The shares of the processes, and what is mixed by them.
 
@@ -122,7 +131,7 @@ def _softmax(
     """
     peak, sums = score[:, 0], Y.new_zeros(len(Y))
     for states, p in mine:
-        sums[states] = (how.beta * (p.score[:, 0] - peak[states])).exp() / p.weight[:, 0]
+        sums[states] = (how.beta * below[states]).exp() / p.weight[:, 0]
     total = shard.others.total(sums)
     share, visible = sums / total, torch.zeros_like(sums, dtype=torch.int64)
     for states, p in mine:
@@ -151,6 +160,7 @@ def _entmax(
     width: int,
     index: Tensor,
     score: Tensor,
+    below: Tensor,
 ) -> Association:
     """One threshold for all, by sums over the memories of each process.
 
@@ -158,7 +168,7 @@ def _entmax(
         The association.
     """
     peak = score[:, 0]
-    terms = _TermsOfAll(shard, peak, [(states, _terms(p).at(peak[states])) for states, p in mine])
+    terms = _TermsOfAll(shard, below, [(states, _counted(_terms(p), below[states])) for states, p in mine])
     start = shard.others.largest(terms.start(mine)).clamp(0, math.log(shard.memories))
     c, slack = terms.root(how.alpha, start), 2 * how.beta * usual(Y)[:, None].double()
     blur = how.beta * ROUNDED * Y.norm(dim=1, keepdim=True) / reach_of_support(c, how.alpha)
@@ -190,7 +200,7 @@ class _TermsOfAll:
     """The exponents of all memories, of which this process has parts."""
 
     shard: Shard
-    peak: Tensor  # m [b] of all, float64
+    below: Tensor  # how far the largest score of this process lies below that of all [b], float64
     parts: list[tuple[Tensor, Terms]]  # some of the states, and the terms of the memories of this process
 
     def sums(self, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -226,9 +236,9 @@ class _TermsOfAll:
         Returns:
             [b, 1] float64.
         """
-        found = torch.zeros_like(self.peak)
+        found = torch.zeros_like(self.below)
         for states, p in mine:
-            found[states] = torch.where(p.nearest >= self.peak[states], -p.weight[:, 0].log(), 0)
+            found[states] = torch.where(self.below[states] >= 0, -p.weight[:, 0].log(), 0)
         return found[:, None]
 
     def of(self, states: Tensor) -> "_TermsOfAll":
@@ -239,10 +249,10 @@ class _TermsOfAll:
         """
         parts = []
         for some, terms in self.parts:
-            place, own = _among(states, some, len(self.peak))
+            place, own = _among(states, some, len(self.below))
             if len(own):
                 parts.append((place, terms.of(own)))
-        return _TermsOfAll(self.shard, self.peak[states], parts)
+        return _TermsOfAll(self.shard, self.below[states], parts)
 
     def exactly(self, Y: Tensor, width: int, budget: int) -> "_TermsOfAll":
         """The same, scored in float64.
@@ -250,8 +260,10 @@ class _TermsOfAll:
         Returns:
             Terms.
         """
-        exact = [(some, terms.exactly(Y[some], width, budget).at(self.peak[some])) for some, terms in self.parts]
-        return _TermsOfAll(self.shard, self.peak, exact)
+        exact = [
+            (some, _counted(terms.exactly(Y[some], width, budget), self.below[some])) for some, terms in self.parts
+        ]
+        return _TermsOfAll(self.shard, self.below, exact)
 
     def mixture(self, alpha: float, factor: Tensor, rows_of: RowBlocks, width: int, slack: Tensor) -> Mixture:
         """What this process has of the sums.
@@ -259,8 +271,8 @@ class _TermsOfAll:
         Returns:
             Its part of each.
         """
-        b = len(self.peak)
-        mixed, total, inner = self.peak.new_zeros(b, width), torch.zeros_like(self.peak), torch.zeros_like(self.peak)
+        b = len(self.below)
+        mixed, total, inner = self.below.new_zeros(b, width), torch.zeros_like(self.below), torch.zeros_like(self.below)
         support = torch.zeros_like(total, dtype=torch.int64)
         edges = [support.new_empty(2, 0)]
         for some, terms in self.parts:
@@ -279,6 +291,18 @@ def _terms(p: Association) -> Terms:
     """
     assert p.terms is not None
     return p.terms
+
+
+def _counted(terms: Terms, below: Tensor) -> Terms:
+    """Terms of a process, counted from the largest score of all.
+
+    By how far that of the process lies below, and not to where: a process scores in ways that differ by rounding, of
+    which β may make anything.
+
+    Returns:
+        The terms.
+    """
+    return terms.at(terms.peak.double() - below)
 
 
 def _among(asked: Tensor, states: Tensor, b: int) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,10 @@ class Terms(Protocol):
         """Those of some of the states [c]."""
 
     def exactly(self, Y: Tensor, width: int, budget: int) -> "Terms":
-        """The same of states [b, D], scored in float64, with `budget` bytes where rows of `width` entries are mixed."""
+        """The same of states [b, D], scored in float64, with `budget` bytes where rows of `width` entries are mixed.
+
+        They count from their own largest score.
+        """
 
     def sums(self, c: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         """What `threshold.log_peak` asks for at c [b, 1]."""
@@ -83,6 +86,7 @@ class Weighing:
     budget: int  # bytes of working memory
     spread: float = 1.0  # largest over smallest norm of what is mixed: by as much does a lost weight weigh more
     longest: float = 1.0  # the largest norm of what is mixed
+    at_once: bool = False  # whether the associations of all states are held together, and share the budget
 
     @property
     def loud(self) -> bool:

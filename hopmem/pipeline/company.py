@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hopmem.bank import MemoryBank
+from hopmem.devices import memory_errors
 from hopmem.errors import BankError
 from hopmem.header import CHECKSUMS, metadata
 from hopmem.pages import room
@@ -59,7 +60,8 @@ def serve(bank_path: str, machine: Machine, split: Split) -> None:
     """
     if machine.cluster is not None:
         bank = MemoryBank.load(bank_path)
-        _divided(bank_path, bank, machine.cluster, machine.budget, split).serve()
+        with memory_errors():
+            _divided(bank_path, bank, machine.cluster, machine.budget, split).serve()
 
 
 def _divided(bank_path: str, bank: MemoryBank, cluster: "Cluster", budget: int, split: Split) -> Company:

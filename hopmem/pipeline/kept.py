@@ -73,12 +73,13 @@ class Kept:
         self.count = rows.stop
 
 
-def interrupted(target: Target, run: str) -> tuple[slice, ...] | None:
+def interrupted(target: Target, run: str, *, asked: bool) -> tuple[slice, ...] | None:
     """The blocks that an interrupted run answered, one behind the other.
 
     Args:
         target: where its answers go.
         run: `run_of` the bank, the queries and the options.
+        asked: whether the user wants to go on with it.
 
     Returns:
         The blocks; None where no run was interrupted.
@@ -90,6 +91,8 @@ def interrupted(target: Target, run: str) -> tuple[slice, ...] | None:
     if not (folder / RUN).is_file():
         return None
     if (folder / RUN).read_text(encoding="ascii", errors="replace") != run:
+        if not asked:
+            return None
         expected = "expected the bank, queries and options of the interrupted run"
         raise UsageError(f"--resume: {expected}, found others (without it the work begins anew): {folder}")
     found = (BLOCK.fullmatch(path.name) for path in folder.iterdir())

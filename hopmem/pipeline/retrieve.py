@@ -92,7 +92,9 @@ def retrieve(
         read = read_queries(queries, bank, reading, mask, missing)
         target = None if output is None else target_of(output, read, bank, force=force)
         run = run_of(bank_path, read, options) if _lasts(target, len(read.stored), bank, machine.budget) else None
-        before = interrupted(target, run) if target and run and resume else None
+        # A run that torchrun has started again is not told so on every host: whatever is there of this very run counts.
+        again = machine.cluster is not None
+        before = interrupted(target, run, asked=resume) if target and run and (resume or again) else None
         if target is not None:
             target = target.with_standing(before)
             target.refuse_overwrite()

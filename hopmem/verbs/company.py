@@ -15,7 +15,7 @@ from hopmem.bank import MemoryBank
 from hopmem.model.gram import Progress
 from hopmem.model.hopfield import Dynamics, Retrieval
 from hopmem.model.meeting import Shard
-from hopmem.verbs.search import one_after_another, search
+from hopmem.verbs.search import on_cpu, one_after_another, search
 
 if TYPE_CHECKING:  # who is alone loads nothing of it
     from hopmem.cluster import Cluster
@@ -52,7 +52,7 @@ class Company:
         starts = [M * rank // P for rank in range(P + 1)]
         rows = slice(starts[cluster.rank], starts[cluster.rank + 1])
         most = max(end - start for start, end in pairwise(starts))
-        part = bank.piece(rows, cluster.total)
+        part = bank.piece(rows, lambda X: cluster.total(X.to(cluster.device)).to(X.device))
         return cls(cluster, part, Shard(cluster, rows.start, M, most), budget, *_lengths(cluster, part))
 
     def search(self, X: Tensor, known: Tensor | None, dynamics: Dynamics, progress: Progress | None) -> Retrieval:
@@ -99,7 +99,8 @@ class Company:
         if mine.start < mine.stop:
             some = None if known is None else known[mine]
             found = search(X[mine], some, memory, readout, dynamics, progress)
-        return one_after_another([part for part in self.cluster.each(found) if part is not None])
+        parts = self.cluster.each(None if found is None else on_cpu(found))
+        return one_after_another([part for part in parts if part is not None])
 
 
 def _lengths(cluster: "Cluster", part: MemoryBank) -> tuple[float, float]:

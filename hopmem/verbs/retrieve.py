@@ -10,8 +10,8 @@ from torch import Tensor
 from hopmem.bank import MemoryBank, as_rows
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import InvalidDataError, UsageError
-from hopmem.model.hopfield import Dynamics, Retrieval
-from hopmem.verbs.search import Alone, Holder
+from hopmem.model.hopfield import Dynamics
+from hopmem.verbs.search import Alone, Holder, on_cpu
 from hopmem.verbs.work import Watch, pair_block, stage
 
 RETRIEVING = "retrieving"  # the stage that counts queries
@@ -90,8 +90,7 @@ def retrieve(
     beta = bank.tuning.beta if beta == "auto" and bank.tuning else float(beta)
     holder = Alone(bank, where, budget) if company is None else company
     dynamics = Dynamics(alpha, beta, steps, tolerance, min(top, len(bank)), budget, holder.spread, holder.longest)
-    found = holder.search(X, known, dynamics, stage(watch, RETRIEVING))
-    found = Retrieval(*(getattr(found, name).cpu() for name in Retrieval.__dataclass_fields__))
+    found = on_cpu(holder.search(X, known, dynamics, stage(watch, RETRIEVING)))
     index, confidence = found.index[:, 0], found.weight[:, 0]
     patterns = bank.readout()[index] if snap else found.patterns
     if known is not None and not snap and bank.values is None:

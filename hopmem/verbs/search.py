@@ -100,6 +100,18 @@ def search(
     return one_after_another([part for _, part in parts], order)
 
 
+def on_cpu(answers: Retrieval) -> Retrieval:
+    """Answers in memory.
+
+    Args:
+        answers: on any device.
+
+    Returns:
+        The same on the CPU.
+    """
+    return Retrieval(*(getattr(answers, name).cpu() for name in Retrieval.__dataclass_fields__))
+
+
 def one_after_another(parts: Sequence[Retrieval], order: Tensor | slice = slice(None)) -> Retrieval:
     """Answers of several searches.
 
