@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,8 +19,8 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or sys.platform == "win3
 SAME = 1e-5
 
 
-def torchrun(processes: int, *command: object, restarts: int = 0, **options: Any) -> "subprocess.Popen[bytes]":
-    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+def torchrun(processes: int, *command: object, **options: Any) -> "subprocess.Popen[bytes]":
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
     words = [sys.executable, *launch, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "hopmem"]
     asked = [*words, *map(str, command)]
     return subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options)
@@ -141,35 +140,3 @@ def test_who_is_alone_loads_nothing_of_it(shelf: Path):
         "import sys; from hopmem.cli import app; app(standalone_mode=False); assert 'hopmem.cluster' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, "retrieve", shelf / "bank", shelf / "q.npy", "-q"], check=True)
-
-
-def children(process: int) -> list[int]:
-    """The processes that torchrun has started."""
-    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, check=False, text=True)
-    return [int(each) for each in found.stdout.split()]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are looked for there")
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_worker_that_is_killed_costs_a_restart_and_nothing_else(victim: int, tmp_path: Path, hopmem: Hopmem):
-    draw = np.random.default_rng(1)
-    np.save(tmp_path / "x.npy", draw.standard_normal((2000, 64), dtype=np.float32))
-    np.save(tmp_path / "q.npy", draw.standard_normal((100_000, 64), dtype=np.float32))
-    hopmem("store", tmp_path / "x.npy", "-o", tmp_path / "bank")
-    asked = ["retrieve", tmp_path / "bank", tmp_path / "q.npy", "-q", "--split", "memories", "--memory-limit", "80M"]
-    assert run(2, *asked, "-o", tmp_path / "whole.npy")[0] == 0
-    process = torchrun(2, *asked, "-o", tmp_path / "out.npy", restarts=3)
-    deadline = time.monotonic() + 120
-    while len(list(tmp_path.glob("out.npy.checkpoint/*-*"))) < 3:
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-    by_rank = {}
-    for each in children(process.pid):
-        environment = Path(f"/proc/{each}/environ").read_bytes().split(b"\0")
-        by_rank[next(int(entry[5:]) for entry in environment if entry.startswith(b"RANK="))] = each
-    os.kill(by_rank[victim], signal.SIGKILL)
-    _, said = process.communicate(timeout=300)
-    assert process.returncode == 0, said.decode()
-    assert (tmp_path / "out.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["bank", "out.npy", "q.npy", "whole.npy", "x.npy"]
