@@ -42,7 +42,8 @@ def memory_rows(dimension: int, budget: int) -> int:
     Returns:
         Rows of `dimension` float32 entries, with their temporaries, that fit the budget.
     """
-    return max(1, min(8192, budget // (dimension * 4 * 4)))
+    least = max(1, min(16, (5 << 20) // (dimension * 4)))  # fewer would be slow, and more of wide rows too many bytes
+    return max(least, min(8192, budget // (dimension * 4 * 4)))
 
 
 def scores(Y: Tensor, memory: Features, budget: int) -> Tensor:

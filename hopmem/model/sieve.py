@@ -211,7 +211,8 @@ def sieve(Y: Tensor, memory: Features, reach: float | None, kind: torch.dtype, b
         return None
     top = torch.empty(-(-M // group), b, dtype=kind, device=Y.device)
     T = Y.to(kind).T.contiguous()
-    height = max(1, min(COARSE_ROWS, budget // (4 * D)) // group) * group  # whole groups
+    least = min(LARGEST, (10 << 20) // (4 * D))  # as in `scan.memory_rows`
+    height = max(1, max(least, min(COARSE_ROWS, budget // (4 * D))) // group) * group  # whole groups
     buffer = torch.empty(min(M, height), b, dtype=kind, device=Y.device)
     for rows in blocks(M, height):
         S = memory.products(rows, T, buffer)  # [m, b]
