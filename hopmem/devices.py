@@ -77,15 +77,16 @@ def budget(memory_limit: str | None) -> int:
     return DEFAULT_BUDGET if memory_limit is None else max(SMALLEST, (size(memory_limit) - OWN) // SHARE_OF_LIMIT)
 
 
-def size(text: str, option: str = "--memory-limit") -> int:
+def size(text: str, option: str = "--memory-limit", least: int = 1 << 20) -> int:
     """Read a size such as 512M, 2G, 1.5GiB or 1000000.
 
     Args:
         text: a number with an optional unit K, M, G or T (powers of 1024).
         option: that it was given to.
+        least: bytes, which a smaller size stands for.
 
     Returns:
-        Bytes, at least one mebibyte.
+        Bytes.
 
     Raises:
         UsageError: not such a size.
@@ -96,7 +97,7 @@ def size(text: str, option: str = "--memory-limit") -> int:
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", text, re.IGNORECASE)
     if not match:
         raise UsageError(f"{option}: expected a size such as 512M or 2G, found {text!r}")
-    return max(1 << 20, int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")))
+    return max(least, int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " ")))
 
 
 class Room:

@@ -145,6 +145,20 @@ def read(path: str | Path) -> Header:
     return Header(kept, tensors)
 
 
+def digest(path: str | Path) -> str:
+    """What tells a header from others, and through the checksums in it the tensors.
+
+    Args:
+        path: the file.
+
+    Returns:
+        SHA-256 of its bytes, in hexadecimal digits.
+    """
+    with Path(path).open("rb") as file:
+        start = file.read(8)
+        return hashlib.sha256(start + file.read(min(LONGEST, int.from_bytes(start, "little")))).hexdigest()
+
+
 def parsed(text: bytes) -> Any:
     """Read JSON that takes little more memory than its text, and whose objects have no key twice.
 

@@ -284,7 +284,7 @@ def test_a_failure_while_saving_leaves_the_old_bank_and_nothing_else(tmp_path, m
     learned_bank().save(path)
     before = path.read_bytes()
 
-    def fail(tensors, target, metadata):
+    def fail(tensors, target, metadata, **_how):
         Path(target).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

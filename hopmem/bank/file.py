@@ -18,13 +18,20 @@ from hopmem.header import CHEAP, CHECKSUMS, ITSELF, WRITER, check, of_metadata, 
 from hopmem.header import read as read_header
 from hopmem.model.kernel import blocks
 from hopmem.pages import require_names, watch
+from hopmem.shards import SHARD
 
 FORMAT = "hopmem.bank/1"
 AT_ONCE = 1 << 22  # numbers that are looked at together
 
 
 def write(
-    path: Path, tensors: Mapping[str, Tensor | None], metadata: dict[str, str], *, force: bool, form: str = FORMAT
+    path: Path,
+    tensors: Mapping[str, Tensor | None],
+    metadata: dict[str, str],
+    *,
+    force: bool,
+    form: str = FORMAT,
+    as_they_come: bool = False,
 ) -> None:
     """Write a bank, or a file of another form.
 
@@ -34,13 +41,15 @@ def write(
         metadata: what the header says beside them.
         force: whether a file that stands there may be replaced.
         form: name and version of what is written.
+        as_they_come: keep the order of the tensors, and begin the first at a page.
 
     Raises:
         UnreadableError: it can't be written there.
     """
     with replacing(path, force=force) as temporary:
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
-        save_file(kept, temporary, _with_checksums({"format": form, WRITER: version("hopmem")} | metadata, kept))
+        said = _with_checksums({"format": form, WRITER: version("hopmem")} | metadata, kept)
+        save_file(kept, temporary, said, as_they_come=as_they_come)
 
 
 def read(path: str | Path, form: str = FORMAT, *, whole: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -173,6 +182,8 @@ def _check_format(path: str | Path, metadata: Mapping[str, str], form: str) -> N
         BankError: it is.
     """
     kind, found = form.rpartition("/")[0], metadata.get("format")
+    if found == SHARD and form == FORMAT:
+        raise BankError(path, "a bank", f"one file of several: the bank is {metadata.get('bank')}")
     if found is None or not found.startswith(f"{kind}/"):
         raise BankError(path, f"a {kind.replace('.', ' ')}", "a safetensors file of another kind")
     if found != form:

@@ -12,7 +12,8 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor
 
-from hopmem.bank import file
+from hopmem import shards
+from hopmem.bank import file, sharded
 from hopmem.bank.learning import Learning, learning_of
 from hopmem.bank.rows import as_rows
 from hopmem.bank.tuning import EQUAL, SAME, Tuning, tune
@@ -52,6 +53,7 @@ class MemoryBank:
     seed: int = 0
     tuning: Tuning | None = None  # None until it is measured
     learning: Learning | None = None
+    shard_size: int | None = None  # bytes of a file, where the bank is written in several
 
     @classmethod
     def from_patterns(cls, X: Any, names: Iterable[str] | None = None, values: Any = None) -> "MemoryBank":
@@ -228,7 +230,7 @@ class MemoryBank:
         return torch.tensor([row for row in range(len(self)) if row not in copies])
 
     def save(self, path: str | Path, *, beside: Mapping[str, str] | None = None, force: bool = True) -> None:
-        """Write the bank whole or not at all.
+        """Write the bank whole or not at all; in several files and an index where it is larger than `shard_size`.
 
         Args:
             path: the file, by custom *.safetensors.
@@ -242,28 +244,29 @@ class MemoryBank:
             "features": self.features,
             "values": self.values,
         }
-        with writing(Path(path)):
-            file.write(
-                Path(path), tensors | file.names_to(self.names), self._metadata() | dict(beside or {}), force=force
-            )
+        path, metadata = shards.base(path), self._metadata() | dict(beside or {})
+        with writing(path):
+            sharded.write(path, tensors | file.names_to(self.names), metadata, self.shard_size, force=force)
 
     @classmethod
     def load(cls, path: str | Path) -> "MemoryBank":
         """Open a bank; its tensors stay memory-mapped.
 
         Args:
-            path: the file.
+            path: the file, or of several the name that their index has, with or without `.index.json`.
 
         Returns:
             The bank.
 
         Raises:
             BankError: no bank, a damaged one, or one of a newer version.
-        UnreadableError: a folder, or a file that may not be read.
         """
-        tensors, metadata = file.read(path)
+        index = shards.find(path)
+        tensors, metadata = file.read(path) if index is None else sharded.read(path)
         try:
-            return _checked(path, _assemble(tensors, metadata))
+            return replace(
+                _checked(path, _assemble(tensors, metadata)), shard_size=None if index is None else index.shard_size
+            )
         except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
             raise BankError(path, f"a whole {file.FORMAT}", f"{type(error).__name__}: {error}") from error
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from hopmem.model.kernel import AT_ONCE, blocks
 
 ALIGNED = 8  # bytes of which the header's length is a multiple
+PAGE = 4096  # bytes at whose multiples the system maps files
 TYPES = {
     torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.uint32: "U32",
     torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16", torch.int16: "I16",
@@ -18,23 +19,28 @@ TYPES = {
 }  # fmt: skip # in the order in which the format's own library lays them out
 
 
-def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]) -> None:
+def save_file(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], *, as_they_come: bool = False
+) -> None:
     """Write a safetensors file: equal tensors, equal bytes.
 
     Args:
         tensors: by name, each contiguous on the CPU.
         path: the file.
         metadata: what the header says beside them.
+        as_they_come: keep their order, and begin the first at a page; else they are ordered as by the format's library.
     """
     order, begin = list(TYPES), 0
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
-    laid_out = sorted(tensors.items(), key=lambda item: (order.index(item[1].dtype), item[0]))
+    laid_out = list(tensors.items())
+    if not as_they_come:
+        laid_out.sort(key=lambda item: (order.index(item[1].dtype), item[0]))
     for name, tensor in laid_out:
         end = begin + tensor.nbytes
         header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % ALIGNED)
+    text += b" " * (-(8 + len(text)) % (PAGE if as_they_come else ALIGNED))
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for _, tensor in laid_out:

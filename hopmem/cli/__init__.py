@@ -82,6 +82,12 @@ def store(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Count patterns, estimate memory and time; write nothing.")
     ] = False,
+    shard_size: Annotated[
+        str | None,
+        typer.Option(
+            help="Write files of at most so many bytes, such as 5G, and an index: BANK.index.json.", metavar="SIZE"
+        ),
+    ] = None,
     force: Force = False,
     device: Device = "auto",
     seed: Seed = None,
@@ -96,6 +102,7 @@ def store(
 
     reading = _reading(key, id_column, format_, layout, size, mode, on_bad, session.unpack_limit(unpack_limit))
     options: dict[str, Any] = {"values": values, "dtype": dtype, "append": append, "force": force, "dry_run": dry_run}
+    options["shard_size"] = session.shard_size(shard_size)
     with session.machine(device, seed, threads, memory_limit, quiet) as machine:
         outcome = run(session.all_sources(sources, files_from), output, reading, machine, **options)
     session.finish(outcome, "store", as_json, quiet)

@@ -171,6 +171,23 @@ def unpack_limit(text: str | None) -> int:
     return UNPACK_LIMIT if text is None else devices.size(text, "--unpack-limit")
 
 
+def shard_size(text: str | None) -> int | None:
+    """How many bytes a file of a bank may have.
+
+    Returns:
+        Bytes; None where nothing was said.
+
+    Raises:
+        UsageError: none at all.
+    """
+    from hopmem import devices
+
+    size = None if text is None else devices.size(text, "--shard-size", 0)
+    if size == 0:
+        raise UsageError(f"--shard-size: expected a size such as 5G, found {text!r}")
+    return size
+
+
 def draw(outcome: "Outcome[Any]", plot: Path, force: bool) -> None:
     """Draw the queries and answers of retrieve."""
     from hopmem.plots import contact_sheet

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from hopmem import shards
 from hopmem.bank import MemoryBank
 from hopmem.devices import memory_errors
 from hopmem.errors import BankError
@@ -90,6 +91,9 @@ def identity(bank_path: str) -> str:
     Returns:
         A text.
     """
+    index = shards.find(bank_path)
+    if index is not None:
+        return index.digest
     known = metadata(bank_path).get(CHECKSUMS)
     if known is None:
         with Path(bank_path).open("rb") as bank:
@@ -108,4 +112,4 @@ def _by_memories(bank_path: str, cluster: "Cluster", split: Split) -> bool:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", cluster.size))
     limit = room()
     fits = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // here if limit is None else limit
-    return Path(bank_path).stat().st_size > fits
+    return shards.size(bank_path) > fits

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from hopmem import header
+from hopmem import header, shards
 from hopmem.pipeline.outcome import Machine, Outcome
 from hopmem.results import Inspection, Remembered
 
@@ -68,9 +68,9 @@ def verified(bank_path: str, outcome: Outcome[Inspection]) -> Outcome[Inspection
     Returns:
         The same, and that the bank is whole.
     """
-    from hopmem.bank import file
+    from hopmem.bank import sharded
 
-    has_checksums = file.verify(bank_path)
+    has_checksums = sharded.verify(bank_path)
     lacking = "it keeps no checksums, since an older hopmem wrote it: that its bytes are those can't be told"
     notes = [] if has_checksums else [lacking]
     return replace(
@@ -130,7 +130,7 @@ def is_cheap(bank: "MemoryBank") -> bool:
 
 def _remembered(path: str) -> Remembered | None:
     try:
-        return Remembered.of(header.parsed(header.metadata(path)[STATISTICS].encode()))
+        return Remembered.of(header.parsed(shards.metadata(path)[STATISTICS].encode()))
     except (KeyError, ValueError):
         return None
 

@@ -1,12 +1,11 @@
 """Optimize: bank → feature map → bank."""
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hopmem.atomic import refuse_overwrite
+from hopmem import shards
 from hopmem.bank import MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
@@ -54,14 +53,15 @@ def optimize(
     Returns:
         What was learned.
     """
+    target = shards.base(output or bank_path)
     if output is not None:
-        refuse_overwrite(Path(output), force=task.force or resume)
+        shards.refuse_overwrite(target, force=task.force or resume)
     device, course = str(resolve(machine.device)), Course(machine.watch)
-    with memory_errors(), writing(Path(output or bank_path)), interruptible() as interrupted:
+    with memory_errors(), writing(target), interruptible() as interrupted:
         bank = MemoryBank.load(bank_path)
         pairs, notes = _pairs(noise_from, clean_from, bank, unpack_limit)
         seed = bank.seed if machine.seed is None else machine.seed
-        checkpoint = checkpoint_of(Path(output or bank_path), bank, task, pairs, seed)
+        checkpoint = checkpoint_of(target, bank, task, pairs, seed)
         checkpoint = checkpoint.resumed(given, machine.seed) if resume else checkpoint
         found = learn(
             bank,
@@ -73,7 +73,7 @@ def optimize(
             until(time_limit, lambda: bool(interrupted())),
             checkpoint.state,
         )
-        found.bank.save(output or bank_path, beside=remember(found.bank, machine), force=True)
+        found.bank.save(target, beside=remember(found.bank, machine), force=True)
         checkpoint.left(found.state, finished=found.finished)
     warnings = [*notes, *found.warnings, *_unfinished(found, interrupted())]
     curve = found.learning.curve

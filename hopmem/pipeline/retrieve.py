@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-from hopmem import verbs
+from hopmem import shards, verbs
 from hopmem.atomic import refuse_itself
 from hopmem.bank import MemoryBank
 from hopmem.devices import Room, memory_errors, resolve
@@ -81,7 +81,7 @@ def retrieve(
     if resume and output in {None, "-"}:
         raise UsageError("--resume: expected -o OUT, a file or a folder, found none")
     if output is not None:
-        refuse_itself(output, [bank_path])
+        refuse_itself(output, shards.files(bank_path))
     bank = MemoryBank.load(bank_path)
     if pictures and (bank.layout is None or bank.values is not None):
         raise UsageError("--plot: expected a bank of images that returns its patterns, found rows of numbers or values")

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from hopmem.atomic import refuse_itself, refuse_overwrite
+from hopmem import shards
+from hopmem.atomic import refuse_itself
 from hopmem.bank import MEASURED, SAME, VALIDATED, MemoryBank
 from hopmem.bank.tensors import checksum
 from hopmem.devices import memory_errors, resolve
@@ -46,6 +46,7 @@ def store(
     append: bool = False,
     force: bool = False,
     dry_run: bool = False,
+    shard_size: int | None = None,
 ) -> Outcome[StoreResult]:
     """Store patterns from files in a bank.
 
@@ -59,6 +60,7 @@ def store(
         append: add to the bank that stands there.
         force: replace it.
         dry_run: count, but write nothing.
+        shard_size: bytes of a file, beyond which the bank is written in several; None keeps what it had.
 
     Returns:
         What was (or would be) stored.
@@ -66,19 +68,20 @@ def store(
     Raises:
         UsageError: values whose rows could lose their patterns.
     """
-    path, began = Path(output), time.monotonic()
+    path, began = shards.base(output), time.monotonic()
     if values is not None and reading.on_bad == "skip":
         raise UsageError("--values: expected --on-bad error, since a row that is skipped would lose its partner")
     refuse_itself(output, [*sources, *([] if values is None else [values])])
     if not append and not dry_run:
-        refuse_overwrite(path, force=force)
+        shards.refuse_overwrite(path, force=force)
     with memory_errors(), nullcontext() if dry_run else writing(path):
-        old = MemoryBank.load(path) if append and path.exists() else None
+        old = MemoryBank.load(path) if append and shards.exists(path) else None
         device = resolve(machine.device)
         loaded = load(sources, reading if old is None else fitting(reading, old), first=0 if old is None else len(old))
         paired = None if values is None else load([values], replace(reading, key=None, id_column=None))
         new = _bank_of(_cast(loaded, dtype), paired, reading)
         bank = new if old is None else _appended(old, new, spoken(sources[0]))
+        bank = bank if shard_size is None else bank.noting(shard_size=shard_size)
         validated = bank.tuning is not None and bank.tuning.source == VALIDATED
         bank = bank if validated else bank.noting(tuning=None)  # what noise asks for, new patterns do not change
         named = old is not None or loaded.names is not None
@@ -97,7 +100,7 @@ def store(
             shape=list(bank.shape),
             dtype=str(bank.patterns.dtype).removeprefix("torch."),
             duplicates=[[bank.names[row] for row in group] for group in bank.duplicates],
-            bytes=path.stat().st_size if not dry_run else _bytes(bank),
+            bytes=shards.size(path) if not dry_run else _bytes(bank),
             estimate=_estimated(bank, machine, device, time.monotonic() - began) if dry_run else None,
         )
     return Outcome(result, str(device), warnings, list(loaded.skipped))
