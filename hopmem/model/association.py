@@ -7,6 +7,7 @@ the support and Ψ* are exact to float32, and which way was taken shows nowhere 
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,8 +17,8 @@ from hopmem.model.held import held, rescored
 from hopmem.model.kernel import Features
 from hopmem.model.picks import BYTES
 from hopmem.model.scan import RowBlocks
-from hopmem.model.sieve import FEW, Sieve, reach, sieve, suited_type
-from hopmem.model.weighing import Association, Weighing
+from hopmem.model.sieve import FEW, Sieve, reach, sieve, suited_type, unseen
+from hopmem.model.weighing import Association, Beside, Weighing
 
 LEAK = 1e-8  # weight that may be lost
 SHARE = 128  # it may look into one in so many; a fused pass over all of them is quicker beyond
@@ -26,7 +27,7 @@ TABLE_BYTES = 64  # for each memory that a state sees: its number, its scores an
 
 
 def associate(
-    Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int
+    Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int, beside: Beside | None = None
 ) -> Iterator[tuple[Tensor, Association]]:
     """Weigh the memories for a block of states.
 
@@ -36,28 +37,48 @@ def associate(
         how: α, β, and what is asked for.
         first: what will be mixed first: a fused pass mixes it on the way.
         width: its entries.
+        beside: where other processes hold more memories, and weigh them now.
 
     Yields:
-        Some of the states [c] and their association, until all are through.
+        Some of the states [c] and their association, until all are through to which any of these memories matters.
     """
-    M, k, left = len(memory), min(how.top, len(memory)), torch.arange(len(Y), device=Y.device)
+    M = len(memory) if beside is None else beside.memories
+    k, left = min(how.top, M), torch.arange(len(Y), device=Y.device)
     t = reach(how.alpha, how.beta, M, LEAK / how.spread)
-    coarse = sieve(Y, memory, t if how.alpha == 1 else None, suited_type(M, Y.device), how.budget)
+    coarse = _coarse(Y, memory, t, k, how, beside)
     if coarse is not None:
         reaches, seen, few = _seen(coarse, t, k, how)
         floor = coarse.floor(reaches, k)
         matter = coarse.top >= floor  # [G, b]
-        for some in _alike(few, seen, how.budget):
-            yield some, held(*rescored(Y[some], memory, coarse.group, matter[:, some], floor[some], how), how)
+        for some in _alike(few & (seen > 0), seen, how.budget):
+            index, S = rescored(Y[some], memory, coarse.group, matter[:, some], floor[some], how)
+            found = S.isfinite().any(1)  # beside better ones elsewhere, what seemed to matter may not
+            if bool(found.any()):
+                yield some[found], held(index[found], S[found], how)
         if how.alpha > 1 and not how.at_once and not bool(few.all()):
             for some, association in _picked(Y, memory, how, coarse, ~few, first, width):
                 few[some] = True
                 yield some, association
         left = left[~few]
-        if not len(left):
-            return
+    if not len(left) or not len(memory):
+        return
     for part, association in broad(Y[left], memory, how, first, width):
         yield left[part], association
+
+
+def _coarse(Y: Tensor, memory: Features, t: float, k: int, how: Weighing, beside: Beside | None) -> Sieve | None:
+    """Score the states coarsely, and compare what is best with other processes.
+
+    Returns:
+        The maxima of all groups; None where too many matter, or there is nothing.
+    """
+    coarse, M = None, len(memory)
+    if M:
+        coarse = sieve(Y, memory, t if how.alpha == 1 else None, suited_type(M, Y.device), how.budget)
+    if beside is None:
+        return coarse
+    best = beside.largest(unseen(Y, M) if coarse is None else coarse.bounds(k))
+    return None if coarse is None else replace(coarse, best=best)
 
 
 def _picked(

@@ -24,12 +24,12 @@ def rescored(
         Y: states [b, D], float64.
         memory: unit features of M memories.
         group: memories in a group.
-        matter: the groups to look into [G, b], at least one for each state.
+        matter: the groups to look into [G, b].
         floor: scores below it do not matter [b].
         how: β and the budget.
 
     Returns:
-        Memories [b, k] and their scores in float64 [b, k], best first; where a state has fewer, −∞.
+        Memories [b, k] and their scores in float64 [b, k], best first; where a state has fewer, or none, −∞.
     """
     state, which = matter.T.nonzero(as_tuple=True)  # [n], state by state
     rows = which[:, None] * group + torch.arange(group, device=Y.device)  # [n, group]
@@ -47,7 +47,7 @@ def rescored(
     for part in blocks(len(rows), max(1, how.budget // (32 * Y.shape[1]))):
         Z = memory.exact(rows[part]) if sharp else memory[rows[part]]
         exact.append((Z * Y[state[part]]).sum(1))
-    index, S = _table(state, rows, torch.cat(exact), len(Y))
+    index, S = _table(state, rows, torch.cat([Y.new_empty(0), *exact]), len(Y))
     if not sharp and S.shape[1] > 1:  # what float32 has rounded is no matter for the weights, and may be for the order
         _reorder(index, S, Y, memory, how)
     return index, S

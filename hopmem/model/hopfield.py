@@ -234,7 +234,7 @@ def _associations(
     if shard is None:
         yield from associate(Y, memory, how, first, width)
     else:
-        parts = associate(Y, memory, replace(how, at_once=True), first, width) if len(memory) else iter(())
+        parts = associate(Y, memory, replace(how, at_once=True), first, width, shard)
         yield torch.arange(len(Y), device=Y.device), shard.meet(Y, parts, memory, how, first, width)
 
 

@@ -55,6 +55,17 @@ class Shard:
     memories: int  # M of all
     most: int  # memories that any process holds
 
+    def largest(self, X: Tensor) -> Tensor:
+        """Compare.
+
+        Args:
+            X: of one shape for all.
+
+        Returns:
+            The largest of each entry with all processes.
+        """
+        return self.others.largest(X)
+
     def meet(
         self, Y: Tensor, parts: Iterable[Part], memory: Features | None, how: Weighing, first: RowBlocks, width: int
     ) -> Association:

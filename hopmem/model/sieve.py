@@ -16,6 +16,9 @@ For α > 1 the support ends at t = e^{−(α−1)c}/(β(α−1)) below the large
 added. The best memories of the groups, each taken to lie 2δ farther below the best of all than it seems, are some of
 the memories: their c bounds that of all from below, and t from above. Taken as they seem, they tell where the support
 most likely ends (`likely_floor`), which is for whoever looks there to verify.
+
+Where other processes hold more memories, m is the best of theirs, too: three numbers for each state are compared
+(`Sieve.bounds`), and a process looks only into what matters among all, which is nothing for most states of many.
 """
 
 import math
@@ -47,6 +50,7 @@ class Sieve:
     top: Tensor  # [G, b]
     group: int  # memories in a group
     slack: Tensor  # [b] δ: how far a score may lie from its coarse value
+    best: Tensor | None = None  # [b, 3] the `bounds` of all memories, where others lie beside these
 
     def reach(self, alpha: float, beta: float, budget: int) -> Tensor:
         """How far below the largest score the support of α-entmax reaches at most, by what the maxima say.
@@ -59,7 +63,7 @@ class Sieve:
         Returns:
             t [b].
         """
-        return self._reach_of_maxima(alpha, beta, budget, 2 * self.slack)
+        return self._reach_of_maxima(alpha, beta, budget, self.bounds(1)[:, 1] + self.slack)
 
     def likely_floor(self, alpha: float, beta: float, budget: int) -> Tensor:
         """A score above which the support of α-entmax most likely lies; below the largest score it surely is.
@@ -72,18 +76,18 @@ class Sieve:
         Returns:
             [b].
         """
-        reaches = self._reach_of_maxima(alpha, beta, budget, torch.zeros_like(self.slack)).float()
+        reaches = self._reach_of_maxima(alpha, beta, budget, self.top.amax(0).float()).float()
         likely = self.slack / LIKELY if self.top.dtype == torch.bfloat16 else 2 * self.slack
         return self.top.amax(0).float() - torch.maximum(reaches + likely, self.slack)
 
-    def _reach_of_maxima(self, alpha: float, beta: float, budget: int, lower: Tensor) -> Tensor:
+    def _reach_of_maxima(self, alpha: float, beta: float, budget: int, peak: Tensor) -> Tensor:
         """How far the support of α-entmax reaches where the maxima are all there is.
 
         Args:
             alpha: α > 1.
             beta: β > 0.
             budget: bytes of working memory.
-            lower: by how much all but the largest are taken to be lower than they seem [b].
+            peak: from which the others count [b].
 
         Returns:
             t [b], not less than it is.
@@ -91,12 +95,26 @@ class Sieve:
         found = []
         for part in blocks(self.top.shape[1], max(1, budget // (8 * ARRAYS * len(self.top)))):
             s = self.top[:, part].T.float()  # [c, G]
-            peak, place = s.max(1, keepdim=True)
-            s = (s - (peak + lower[part, None])).mul_(beta).scatter_(1, place, 0)
-            sums, start = partial(partial_sums, s, alpha=alpha), torch.zeros_like(peak, dtype=torch.float64)
+            s = (s - peak[part, None]).mul_(beta).scatter_(1, s.argmax(1, keepdim=True), 0)
+            sums, start = partial(partial_sums, s, alpha=alpha), s.new_zeros(len(s), 1, dtype=torch.float64)
             c = log_peak(sums, start, len(self.top), NEAR)
             found.append(reach_of_support((c - NEAR).clamp_min_(0), alpha) / beta)
         return torch.cat(found)[:, 0]
+
+    def bounds(self, k: int) -> Tensor:
+        """What is certain of the best scores.
+
+        Args:
+            k: memories that are asked for.
+
+        Returns:
+            What the largest score is not below, what it is not above, and what the k-th is not below [b, 3].
+        """
+        if self.best is not None:
+            return self.best
+        peak = self.top.amax(0).float()
+        kth = self.top.topk(k, dim=0).values[-1].float() if k <= len(self.top) else torch.full_like(peak, -math.inf)
+        return torch.stack([peak - self.slack, peak + self.slack, kth - self.slack], 1)
 
     def floor(self, reach: float | Tensor, k: int = 1) -> Tensor:
         """The coarse maximum from which a group can matter, or hold one of the k best memories.
@@ -108,12 +126,23 @@ class Sieve:
         Returns:
             [b].
         """
-        floor = self.top.amax(0).float() - reach
-        if k > 1:
-            enough = k <= len(self.top)
-            kth = self.top.topk(k, dim=0).values[-1].float() if enough else torch.full_like(floor, -math.inf)
-            floor = torch.minimum(floor, kth)
-        return floor - 2 * self.slack
+        low, _, kth = self.bounds(k).unbind(1)
+        return torch.minimum(low - reach, kth) - self.slack
+
+
+def unseen(Y: Tensor, M: int) -> Tensor:
+    """What is certain of the best scores before any was computed (see `Sieve.bounds`): no score is above ‖y‖.
+
+    Args:
+        Y: states [b, D].
+        M: memories.
+
+    Returns:
+        [b, 3].
+    """
+    length = Y.norm(dim=1).float()
+    none = torch.full_like(length, -math.inf)
+    return torch.stack([none, length * (1 + torch.finfo(length.dtype).eps) if M else none, none], 1)
 
 
 def reach(alpha: float, beta: float, M: int, leak: float) -> float:

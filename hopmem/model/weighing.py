@@ -57,6 +57,17 @@ class Terms(Protocol):
         """Mix rows at e^{(α−1)c} [b, 1], where rounding may have moved an exponent by `slack` [b, 1]."""
 
 
+class Beside(Protocol):
+    """Other processes that hold more memories."""
+
+    @property
+    def memories(self) -> int:
+        """M of all."""
+
+    def largest(self, X: Tensor) -> Tensor:
+        """The largest entries of the tensors of all processes."""
+
+
 @dataclass(frozen=True)
 class Association:
     """p of b states."""

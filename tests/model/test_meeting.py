@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hopmem.model.broad import broad
 from hopmem.model.hopfield import Dynamics, Retrieval, complete, retrieve
 from hopmem.model.kernel import FeatureMap, Features, Patterns
 from hopmem.model.meeting import Shard
@@ -216,3 +217,28 @@ def test_what_is_sent_does_not_depend_on_the_number_of_memories(alpha: float):
 
     few, many = sent(400), sent(40_000)
     assert many <= 1.5 * few  # sums for the threshold are asked for a few times more or less
+
+
+@pytest.mark.parametrize("alpha", [1.0, 1.5])
+def test_a_process_looks_only_into_what_matters_among_the_memories_of_all(
+    alpha: float, monkeypatch: pytest.MonkeyPatch
+):
+    M, width, passes = 9000, 64, list[int]()
+    memory = Features(Patterns(draw(M, width)))
+    X = memory.patterns.stored[:B] + 0.1 * draw(B, width, seed=1)  # all of them memories of the first process
+
+    def counted(Y: Tensor, *rest: object):
+        passes.append(len(Y))
+        return broad(Y, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("hopmem.model.association.broad", counted)
+    dynamics = Dynamics(alpha, 60.0)
+
+    def work(rows: slice, shard: Shard) -> Retrieval:
+        part = of_rows(memory, rows)
+        return retrieve(X, part, part.patterns, width, dynamics, shard=shard)
+
+    expected = retrieve(X, memory, memory.patterns, width, dynamics)
+    for found in together([M // 2, M], work)[0]:
+        same(found, expected, "")
+    assert passes == []  # what is best among its own alone would have had the second pass over all of them again
