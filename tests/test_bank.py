@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from hopmem.bank import FORMAT, Learning, MemoryBank, Tuning, tune
-from hopmem.model.kernel import FeatureMap
+from hopmem.model.kernel import FeatureMap, Patterns
 from tests.refusal import raises_refusal
 from tests.verbs import randn
 
@@ -177,6 +177,18 @@ def test_saving_twice_writes_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         learned_bank().save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_reading_out_passes_over_no_memories_even_where_a_map_has_an_offset(monkeypatch):
+    bank = replace(MemoryBank.from_patterns(randn(20, 4)), phi=FeatureMap(randn(3, 4), randn(3)))
+
+    def passed(_: Patterns) -> torch.Tensor:
+        raise AssertionError("all memories were read for their mean")
+
+    monkeypatch.setattr(Patterns, "mean", passed)
+    assert bank.readout().dimension == 4
+    with pytest.raises(AssertionError, match="mean"):
+        bank.memory()
 
 
 def test_a_missing_bank_is_named(tmp_path):

@@ -107,9 +107,11 @@ class MemoryBank:
         """Ξ, to be read in blocks.
 
         Returns:
-            The patterns as float32 on `device`.
+            The patterns as float32 on `device`; what is worked out for them once stays with the bank.
         """
-        return Patterns(self.patterns, self.scale, device)
+        if device not in self._rows:
+            self._rows[device] = Patterns(self.patterns, self.scale, device)
+        return self._rows[device]
 
     def readout(self, device: torch.device = CPU) -> Patterns:
         """What an answer is made of: the values where there are any, else the patterns.
@@ -118,7 +120,7 @@ class MemoryBank:
             Its rows as float32 on `device`.
         """
         if self.values is None:
-            return self.memory(device).patterns
+            return self.rows(device)
         if device not in self._readouts:
             self._readouts[device] = Patterns(self.values, self.values_scale, device)
         return self._readouts[device]
@@ -137,6 +139,11 @@ class MemoryBank:
             self._memories[device] = Features(self.rows(device), self._phi.to(device), self.features)
         self._memories[device] = self._memories[device].held(hold)
         return self._memories[device]
+
+    @cached_property
+    def _rows(self) -> dict[torch.device, Patterns]:
+        """The patterns on each device that was asked for."""
+        return {}
 
     @cached_property
     def _readouts(self) -> dict[torch.device, Patterns]:
@@ -208,7 +215,7 @@ class MemoryBank:
         Returns:
             The bank.
         """
-        noted, worked_out = replace(self, **facts), ("_memories", "duplicates")
+        noted, worked_out = replace(self, **facts), ("_rows", "_memories", "duplicates")
         noted.__dict__.update({name: self.__dict__[name] for name in worked_out if name in self.__dict__})
         return noted
 

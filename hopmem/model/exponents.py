@@ -15,7 +15,7 @@ from torch import Tensor
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.passes import ARRAYS, Scores, peaks
 from hopmem.model.scan import RowBlocks
-from hopmem.model.threshold import Sums, log_peak, partial_sums, tsallis_exp
+from hopmem.model.threshold import Agree, Sums, log_peak, partial_sums, tsallis_exp
 from hopmem.model.weighing import Mixture, Terms
 
 MOST_EDGES = 1 << 20  # memories of which it is found out exactly whether they have a weight
@@ -200,7 +200,7 @@ def root(terms: Terms, alpha: float, start: Tensor, M: int) -> Tensor:
     return settled(partial(terms.sums, alpha=alpha), alpha, start, M, terms.peak.dtype)
 
 
-def settled(sums: Sums, alpha: float, start: Tensor, M: int, kind: torch.dtype) -> Tensor:
+def settled(sums: Sums, alpha: float, start: Tensor, M: int, kind: torch.dtype, agree: Agree = lambda c: c) -> Tensor:
     """C = −ln of the largest weight, by a few passes (see `threshold.log_peak`).
 
     Args:
@@ -209,11 +209,12 @@ def settled(sums: Sums, alpha: float, start: Tensor, M: int, kind: torch.dtype) 
         start: about where c lies [b, 1] float64.
         M: memories.
         kind: the type that scores were computed in.
+        agree: what several processes go on with.
 
     Returns:
         c [b, 1] float64.
     """
-    c = log_peak(sums, start, M, 8 * torch.finfo(kind).eps, STEEP if alpha <= 2 else 1.0)
+    c = log_peak(sums, start, M, 8 * torch.finfo(kind).eps, STEEP if alpha <= 2 else 1.0, agree=agree)
     total, rate = sums(c)  # what rounds off one weight is random, and less in their sum: a last step is worth it
     return (c - (total.log() - c) / (rate / total - 1)).clamp(0, math.log(M))
 

@@ -125,7 +125,7 @@ def settle(
         left = list[Tensor]()
         for some, p in _associations(Y[waiting], memory, how, *first, shard):
             states = waiting[some]
-            still = _stays(Y[states], p, memory, dynamics.tolerance)
+            still = _stays(Y[states], p, memory, dynamics.tolerance, shard)
             ready = (still | (step == dynamics.steps)).nonzero()[:, 0]
             if len(ready):
                 parts.append(_answer(Y[states], p, ready, still, step, readout, width, dynamics))
@@ -215,10 +215,10 @@ def _complete_alike(
 
 
 def _shared(Y: Tensor, shard: Shard | None) -> Tensor:
-    """States that are the same for all processes to the bit, whatever processor each has.
+    """States, or what is decided of them, the same for all processes to the bit, whatever processor each has.
 
     Returns:
-        [b, D].
+        Those of the first process.
     """
     return Y if shard is None else shard.others.same(Y)
 
@@ -238,20 +238,21 @@ def _associations(
         yield torch.arange(len(Y), device=Y.device), shard.meet(Y, parts, memory, how, first, width)
 
 
-def _stays(Y: Tensor, p: Association, memory: Features, tolerance: float) -> Tensor:
+def _stays(Y: Tensor, p: Association, memory: Features, tolerance: float, shard: Shard | None) -> Tensor:
     """Which states an update moves by no more than the tolerance.
 
     ‖y′ − y‖ ≥ (‖y‖² − ⟨y′, y⟩)/‖y‖, and no ⟨y′, y⟩ is above the largest score: most states need not be updated to be
-    told apart.
+    told apart. Of several processes, which may add up in another order, the first one tells.
 
     Returns:
         bool [b].
     """
     length = Y.norm(dim=1)
-    stays: Tensor = length.square() - p.nearest <= tolerance * length
+    stays = _shared(length.square() - p.nearest <= tolerance * length, shard)
     close = stays.nonzero()[:, 0]
     if len(close):
-        stays[close] = (p.mix(memory, memory.dimension, close) - Y[close]).norm(dim=1) <= tolerance
+        moved = (p.mix(memory, memory.dimension, close) - Y[close]).norm(dim=1)
+        stays[close] = _shared(moved <= tolerance, shard)
     return stays
 
 

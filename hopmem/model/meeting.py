@@ -107,7 +107,9 @@ class Shard:
         if memory is not None:
             _score_again(index, score, Y, memory, how.budget)
         own = score.amax(1)
-        index, score = self.others.side_by_side(index + self.start), self.others.side_by_side(score)
+        both = torch.cat([index + self.start, score.view(torch.int64)], 1)  # bits as they are: one exchange for both
+        index, score = self.others.side_by_side(both).view(len(Y), -1, 2, k).transpose(1, 2).flatten(2).unbind(1)
+        score = score.contiguous().view(Y.dtype)
         order = index.argsort(1)  # of equal scores the lowest memory comes first
         alike = score if memory is not None else (score / EQUAL).round()
         order = order.gather(1, alike.gather(1, order).argsort(dim=1, descending=True, stable=True))[:, :k]
@@ -180,19 +182,24 @@ def _entmax(
     """
     peak = score[:, 0]
     terms = _TermsOfAll(shard, below, [(states, _counted(_terms(p), below[states])) for states, p in mine])
-    start = shard.others.largest(terms.start(mine)).clamp(0, math.log(shard.memories))
-    c, slack = terms.root(how.alpha, start), 2 * how.beta * usual(Y)[:, None].double()
+    start, rounded = shard.others.largest(torch.cat([terms.start(mine), terms.rounded()], 1)).tensor_split(2, 1)
+    kind = torch.float32 if bool(rounded.any()) else torch.float64
+    c = terms.root(how.alpha, start.clamp(0, math.log(shard.memories)), kind)
+    slack = 2 * how.beta * usual(Y)[:, None].double()
     blur = how.beta * ROUNDED * Y.norm(dim=1, keepdim=True) / reach_of_support(c, how.alpha)
-    if how.sharp or not bool((blur <= BLUR ** max(1.0, how.alpha - 1)).all()):  # as within one process
+    clear = (blur <= BLUR ** max(1.0, how.alpha - 1)).to(c)  # as within one process
+    c, clear = shard.others.same(torch.cat([c, clear], 1)).tensor_split(2, 1)
+    if how.sharp or not bool(clear.all()):
         terms, slack = terms.exactly(Y, width, how.budget), torch.zeros_like(c)
-        c = terms.root(how.alpha, c)
+        c = terms.root(how.alpha, c, torch.float64)
     factor = stretch(c, how.alpha)
     sums = terms.mixture(how.alpha, factor, first, width, slack)
     threshold = peak - 1 / (how.beta * (how.alpha - 1) * factor[:, 0])
     at_edge = sums.edge[0] if memory is None else above(threshold, sums.edge, Y, memory, how.budget)
-    support = shard.others.total(sums.support.index_add_(0, sums.edge[0], at_edge))
-    total, inner = shard.others.total(torch.stack([sums.total, sums.inner], 1)).unbind(1)
-    mixed = shard.others.total(sums.mixed)
+    support = sums.support.index_add_(0, sums.edge[0], at_edge).double()
+    own = torch.column_stack([sums.mixed, sums.total, sums.inner, support])
+    mixed, total, inner, support = shard.others.total(own).tensor_split([width, width + 1, width + 2], 1)
+    total, inner, support = total[:, 0], inner[:, 0], support[:, 0].long()
     exponent = (how.beta * (score - peak[:, None])).nan_to_num(nan=0.0, neginf=-math.inf)
     P = tsallis_exp(exponent * factor, how.alpha) / total[:, None]
 
@@ -230,16 +237,19 @@ class _TermsOfAll:
         found = self.shard.others.total(found)
         return found[:, :1], found[:, 1:]
 
-    def root(self, alpha: float, start: Tensor) -> Tensor:
+    def root(self, alpha: float, start: Tensor, kind: torch.dtype) -> Tensor:
         """C = −ln of the largest weight.
+
+        Args:
+            alpha: α > 1.
+            start: about where c lies [b, 1] float64.
+            kind: the least exact type that any process has scored in.
 
         Returns:
             [b, 1].
         """
-        rounded = any(terms.peak.dtype != torch.float64 for _, terms in self.parts)
-        rounded = bool(self.shard.others.largest(torch.tensor([int(rounded)], device=start.device)))
-        kind = torch.float32 if rounded else torch.float64
-        return settled(partial(self.sums, alpha=alpha), alpha, start, self.shard.memories, kind)
+        sums, others = partial(self.sums, alpha=alpha), self.shard.others
+        return settled(sums, alpha, start, self.shard.memories, kind, others.same)
 
     def start(self, mine: list[Part]) -> Tensor:
         """About where c lies: nowhere below that of a part whose largest score is the largest of all.
@@ -251,6 +261,15 @@ class _TermsOfAll:
         for states, p in mine:
             found[states] = torch.where(self.below[states] >= 0, -p.weight[:, 0].log(), 0)
         return found[:, None]
+
+    def rounded(self) -> Tensor:
+        """Whether this process has scored in less than float64.
+
+        Returns:
+            One or zero for each state [b, 1] float64.
+        """
+        rounded = any(terms.peak.dtype != torch.float64 for _, terms in self.parts)
+        return torch.full_like(self.below, rounded)[:, None]
 
     def of(self, states: Tensor) -> "_TermsOfAll":
         """The terms of some of the states.

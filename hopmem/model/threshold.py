@@ -16,6 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Agree = Callable[[Tensor], Tensor]  # what one process has found ↦ what all go on with
 Sums = Callable[[Tensor], tuple[Tensor, Tensor]]  # c [..., 1] ↦ Σ exp_α(u) and its derivative [..., 1]
 
 
@@ -73,6 +74,7 @@ def log_peak(
     tolerance: float = 512 * 2.0**-52,
     steep: float = 1.0,
     max_iterations: int = 200,
+    agree: Agree = lambda c: c,
 ) -> Tensor:
     """C = −ln of the largest weight, by Newton's method inside a bracket that halves when Newton is slow.
 
@@ -88,6 +90,7 @@ def log_peak(
         steep: the slope of g up to which the tolerance is that of c alone, where what the scores are rounded by makes
             an error of the sum. Only up to α = 2: beyond, a slope may be that of an edge, and tells nothing.
         max_iterations: a bound that is never met: bisection alone ends within 64.
+        agree: where several processes sum up: with logarithms that differ in the last bit, one might go on alone.
 
     Returns:
         c [..., 1], in [0, ln M].
@@ -101,11 +104,11 @@ def log_peak(
         newton = c - gap / slope
         # For α > 2 an entry at the edge of the support has an infinite slope, and Newton would creep.
         trusted = (newton >= low) & (newton <= high) & (gap.abs() <= last / 2)
-        following = torch.where(trusted, newton, (low + high) / 2)
-        done = (gap.abs() <= tolerance * slope.abs().clamp_max(steep)) | (following == c)
-        if bool(done.all()):
+        done = gap.abs() <= tolerance * slope.abs().clamp_max(steep)
+        following = agree(torch.where(done, c, torch.where(trusted, newton, (low + high) / 2)))
+        if torch.equal(following, c):
             break
-        c, last = torch.where(done, c, following), gap.abs()
+        c, last = following, gap.abs()
     return c
 
 

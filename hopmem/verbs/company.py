@@ -88,12 +88,12 @@ class Company:
             The answers, with the first process.
         """
         device = self.cluster.device
-        X = self.cluster.same(X.to(device))
+        X = X.to(device)
         known = None if known is None else self.cluster.same(known.to(device).byte()).bool()
         memory, readout = self.bank.memory(device, self.budget), self.bank.readout(device)
-        if self.shard is not None:
+        if self.shard is not None:  # states are made of the queries of the first process, and sent
             return search(X, known, memory, readout, dynamics, progress, self.shard)
-        B, P = len(X), self.cluster.size
+        X, B, P = self.cluster.same(X), len(X), self.cluster.size
         mine = slice(B * self.cluster.rank // P, B * (self.cluster.rank + 1) // P)
         found = None
         if mine.start < mine.stop:

@@ -67,7 +67,7 @@ def together(ends: list[int], work: Callable[[slice, Shard], ResultT]) -> tuple[
             meeting.barrier.abort()
             found[rank] = error
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(ends))]
+    threads = [threading.Thread(target=run, args=(rank,), name=str(rank)) for rank in range(len(ends))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -242,3 +242,35 @@ def test_a_process_looks_only_into_what_matters_among_the_memories_of_all(
     for found in together([M // 2, M], work)[0]:
         same(found, expected, "")
     assert passes == []  # what is best among its own alone would have had the second pass over all of them again
+
+
+@pytest.mark.parametrize("learned", [False, True], ids=["raw", "learned"])
+@pytest.mark.parametrize("alpha", [1.0, 1.2, 1.5, 2.0, 3.0])
+def test_processors_that_round_in_different_ways_do_not_part_ways(
+    alpha: float, learned: bool, monkeypatch: pytest.MonkeyPatch
+):
+    def nudged(name: str, by: float) -> None:
+        exact = getattr(Tensor, name)
+
+        def rounded(X: Tensor, *rest: object, **options: object) -> Tensor:
+            found = exact(X, *rest, **options)
+            up = threading.current_thread().name == "1"  # the second process
+            return torch.nextafter(found * (1 + by), torch.full_like(found, torch.inf)) if up else found
+
+        monkeypatch.setattr(Tensor, name, rounded)
+
+    for name, by in (("log", 1e-5), ("exp", 0.0), ("norm", 0.0)):  # the last bit of a logarithm decides too seldom
+        nudged(name, by)
+    M, memory = 300, bank(300, learned)
+    rest = memory.patterns.stored[:B]  # where nothing moves, rounding decides whether it does
+    for beta, tolerance in ((2.0, 1e-5), (200.0, 0.0), (2000.0, 1e-16), (2000.0, 0.0)):
+        dynamics = Dynamics(alpha, beta, 4, tolerance, 2, spread=memory.patterns.spread)
+
+        def work(rows: slice, shard: Shard, dynamics: Dynamics = dynamics) -> Retrieval:
+            part = of_rows(memory, rows)
+            return retrieve(rest, part, part.patterns, d, dynamics, shard=shard)
+
+        one, other = together([M // 2, M], work)[0]
+        assert torch.equal(one.steps, other.steps)
+        assert torch.equal(one.converged, other.converged)
+        assert torch.allclose(one.patterns, other.patterns, rtol=1e-4, atol=1e-5)
