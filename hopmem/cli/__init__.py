@@ -270,8 +270,6 @@ def retrieve(
     from hopmem.report.tables import ROWS_SHOWN
 
     asked = session.all_sources(queries, files_from) if session.first() else []
-    if plot is not None and session.first():
-        session.can_draw(plot, force)
     output = session.answers_to(output, asked, as_json, ndjson)
     reading = _reading(key, id_column, format_, layout, size, mode, on_bad, session.unpack_limit(unpack_limit))
     options: dict[str, Any] = {
@@ -288,11 +286,14 @@ def retrieve(
         if machine.serves:
             serve(bank, machine, split)
             return
+        if plot is not None:
+            session.can_draw(plot, force or machine.again)
         emit, most = show_lines if ndjson else None, None if as_json else 0 if ndjson or quiet else ROWS_SHOWN
         outcome = run(bank, asked, output, reading, machine, emit=emit, most=most, split=split, **options)
     if plot is not None and not dry_run:
-        session.draw(outcome, plot, force)
+        session.draw(outcome, plot, force or machine.again)
     session.finish(outcome, "retrieve", as_json, quiet, ndjson, output == "-")
+    session.ended(machine)
 
 
 @app.command()

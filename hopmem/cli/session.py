@@ -69,11 +69,14 @@ def answers_to(output: str | None, queries: list[str], as_json: bool, ndjson: bo
         The path, `-`, or None for nowhere.
 
     Raises:
-        UsageError: more than one thing on stdout.
+        UsageError: more than one thing on stdout, or what can't be read or written again where that may be needed.
     """
     wanted = [name for name, given in (("-o -", output == "-"), ("--json", as_json), ("--ndjson", ndjson)) if given]
     if len(wanted) > 1:
         raise UsageError(f"expected one thing on stdout, found {' and '.join(wanted)}")
+    once = ["queries on stdin"] if "-" in queries else [name for name in wanted if name != "--json"]
+    if once and os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0":
+        raise UsageError(f"expected files under torchrun --max-restarts, which may do all again, found {once[0]}")
     return "-" if output is None and "-" in queries and not wanted else output
 
 
@@ -135,6 +138,9 @@ def _others(device: str, several: bool) -> "Iterator[tuple[str, Cluster | None]]
 
     Yields:
         What this one works on, and all of them; None where it is alone.
+
+    Raises:
+        Exit: there is nothing left to do, and torchrun has started it again.
     """
     if TORCHRUN not in os.environ or not several:
         yield device, None
@@ -147,6 +153,8 @@ def _others(device: str, several: bool) -> "Iterator[tuple[str, Cluster | None]]
         from hopmem.cluster import joined
 
         with joined(where) as cluster:
+            if cluster.done:
+                raise typer.Exit
             yield device, cluster
 
 
@@ -306,3 +314,11 @@ def finish(
         raise typer.Exit(outcome.interrupted)
     if outcome.skipped and TORCHRUN not in os.environ:  # torchrun would take it for a failure, and do all again
         raise typer.Exit(SKIPPED_SOME)
+
+
+def ended(machine: "Machine") -> None:
+    """Remember among several processes that all is done and said."""
+    if machine.cluster is not None:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        machine.cluster.end()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hopmem import shards
 from hopmem.bank import MemoryBank
+from hopmem.bank.file import verify
 from hopmem.devices import memory_errors
 from hopmem.errors import BankError
 from hopmem.header import CHECKSUMS, metadata
@@ -42,6 +43,7 @@ def company(bank_path: str, bank: MemoryBank, machine: Machine, split: Split) ->
     if machine.cluster is None:
         yield None
         return
+    machine.cluster.begin()
     held = _divided(bank_path, bank, machine.cluster, machine.budget, split)
     try:
         yield held
@@ -74,12 +76,15 @@ def _divided(bank_path: str, bank: MemoryBank, cluster: "Cluster", budget: int, 
     Raises:
         BankError: processes have opened banks that differ.
     """
+    by_memories = cluster.tell(_by_memories(bank_path, cluster, split))  # before all else: the first one may be late
+    if os.environ.get("GROUP_WORLD_SIZE") != "1" and os.environ.get("LOCAL_RANK") == "0":  # each host reads its own
+        verify(bank_path)
     found = cluster.each((socket.gethostname(), identity(bank_path)))
     for rank, (host, digest) in enumerate(found):
         if digest != found[0][1]:
             expected = f"the bank of process 0 on {found[0][0]}"
             raise BankError(bank_path, expected, f"another one with process {rank} on {host}")
-    return Company.of(cluster, bank, cluster.tell(_by_memories(bank_path, cluster, split)), budget)
+    return Company.of(cluster, bank, by_memories, budget)
 
 
 def identity(bank_path: str) -> str:

@@ -33,6 +33,11 @@ class Machine:
         """Whether this process takes part in what another one asks."""
         return self.cluster is not None and self.cluster.rank > 0
 
+    @property
+    def again(self) -> bool:
+        """Whether this run had begun to write when torchrun started it again."""
+        return self.cluster is not None and self.cluster.again
+
 
 @dataclass(frozen=True)
 class Picture:

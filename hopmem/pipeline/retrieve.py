@@ -90,7 +90,7 @@ def retrieve(
         width = max(bank.dimension, bank.feature_dimension, bank.readout().dimension)
         require(width * BYTES_OF_ONE, f"to work on rows of {width:,} entries")
         read = read_queries(queries, bank, reading, mask, missing)
-        target = None if output is None else target_of(output, read, bank, force=force)
+        target = None if output is None else target_of(output, read, bank, force=force or machine.again)
         run = run_of(bank_path, read, options) if _lasts(target, len(read.stored), bank, machine.budget) else None
         # A run that torchrun has started again is not told so on every host: whatever is there of this very run counts.
         again = machine.cluster is not None
@@ -110,7 +110,7 @@ def retrieve(
                 with keeping(target, run, before) as kept:
                     _answer(read, bank, target, kept, tally, machine, options)
         except KeyboardInterrupt as stop:
-            if not tally.count:
+            if not tally.count or machine.cluster is not None:  # torchrun may be about to start all again
                 raise
             stopped = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     warnings = [*read.notes, *tally.warnings, *_unfinished(stopped, tally.count, len(read.stored), run)]
