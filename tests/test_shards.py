@@ -317,3 +317,24 @@ def test_a_kill_at_any_moment_leaves_the_old_bank_or_the_new(tmp_path: Path):
     assert index is not None
     left = [each for each in names(tmp_path) if not each.startswith(".hopmem-")]
     assert left == sorted([index.path.name, *(file.name for file in index.files)])
+
+
+@pytest.mark.parametrize("shard_size", [None, 70_000])
+@pytest.mark.parametrize("parts", [1, 2, 3, 7, 1300])
+def test_parts_of_a_bank_make_the_whole_and_its_outline_has_no_rows(tmp_path: Path, shard_size: int | None, parts: int):
+    path = tmp_path / "bank"
+    bank(shard_size).save(path)
+    outline = MemoryBank.outline(path)
+    assert outline.patterns.device.type == "meta"
+    assert (len(outline), outline.dimension, outline.names) == (M, D, bank().names)
+    found = [outline.part(path, rows) for rows in sharded.divided(path, M, parts)]
+    assert len(found) == parts
+    assert torch.equal(torch.cat([each.patterns for each in found]), bank().patterns)
+    assert all(each.names == () for each in found)
+
+
+def test_rows_of_another_bank_than_the_outline_are_refused(tmp_path: Path):
+    bank().save(tmp_path / "bank")
+    bank(dimension=D - 1).save(tmp_path / "other")
+    with raises_refusal(6, "patterns of one bank", "another"):
+        MemoryBank.outline(tmp_path / "bank").part(tmp_path / "other", slice(0, 5))

@@ -244,13 +244,7 @@ class MemoryBank:
             beside: what else its header shall keep.
             force: whether a file that stands there may be replaced.
         """
-        tensors = {
-            "patterns": self.patterns,
-            "feature_map.weight": self.phi.W,
-            "feature_map.bias": self.phi.b,
-            "features": self.features,
-            "values": self.values,
-        }
+        tensors = self._row_tensors | {"feature_map.weight": self.phi.W, "feature_map.bias": self.phi.b}
         path, metadata = shards.base(path), self._metadata() | dict(beside or {})
         with writing(path):
             sharded.write(path, tensors | file.names_to(self.names), metadata, self.shard_size, force=force)
@@ -264,18 +258,63 @@ class MemoryBank:
 
         Returns:
             The bank.
+        """
+        return cls._of(path, sharded.read(path))
+
+    @classmethod
+    def outline(cls, path: str | Path) -> "MemoryBank":
+        """Open a bank without its rows, which other processes hold: of them it has shape and type alone.
+
+        Args:
+            path: as of `load`.
+
+        Returns:
+            The bank; patterns, features and values are on the device `meta`.
+        """
+        return cls._of(path, sharded.outline(path))
+
+    def part(self, path: str | Path, rows: slice) -> "MemoryBank":
+        """Some rows of a bank under the same map.
+
+        Args:
+            path: of the bank, of which this is the outline.
+            rows: a range of all rows, which alone are read.
+
+        Returns:
+            A bank without names.
 
         Raises:
-            BankError: no bank, a damaged one, or one of a newer version.
+            BankError: those rows are of another bank.
+        """
+        found, own = sharded.rows(path, rows), self._row_tensors
+        empty = {name: None if X is None else torch.empty(0, X.shape[1], dtype=X.dtype) for name, X in own.items()}
+        for name, X in found.items():
+            if (like := own[name]) is None or (like.shape[1:], like.dtype) != (X.shape[1:], X.dtype):
+                raise BankError(path, f"the {name} of one bank", "those of another")
+        tensors: dict[str, Any] = empty | found
+        return replace(self, names=(), **tensors)
+
+    @property
+    def _row_tensors(self) -> dict[str, Tensor | None]:
+        """The tensors with a row for each pattern."""
+        return {"patterns": self.patterns, "features": self.features, "values": self.values}
+
+    @classmethod
+    def _of(cls, path: str | Path, found: tuple[dict[str, Tensor], dict[str, str]]) -> "MemoryBank":
+        """A bank from the tensors and the metadata of its files.
+
+        Returns:
+            The bank.
+
+        Raises:
+            BankError: they do not make one.
         """
         index = shards.find(path)
-        tensors, metadata = file.read(path) if index is None else sharded.read(path)
         try:
-            return replace(
-                _checked(path, _assemble(tensors, metadata)), shard_size=None if index is None else index.shard_size
-            )
+            bank = _checked(path, _assemble(*found))
         except (KeyError, TypeError, ValueError, IndexError, ArithmeticError, RecursionError) as error:
             raise BankError(path, f"a whole {file.FORMAT}", f"{type(error).__name__}: {error}") from error
+        return replace(bank, shard_size=None if index is None else index.shard_size)
 
     def _metadata(self) -> dict[str, str]:
         """What the header says beside the tensors.

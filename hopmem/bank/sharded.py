@@ -84,7 +84,7 @@ def write(
 
 
 def read(path: str | Path, *, whole: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Open a bank of several files; its tensors stay memory-mapped.
+    """Open a bank, of one file or several; its tensors stay memory-mapped.
 
     Args:
         path: of the bank, or of its index.
@@ -96,6 +96,8 @@ def read(path: str | Path, *, whole: bool = False) -> tuple[dict[str, Tensor], d
     Raises:
         UnreadableError: a file that may not be read.
     """
+    if shards.find(path) is None:
+        return file.read(path, whole=whole)
 
     def look() -> tuple[dict[str, Tensor], dict[str, str]]:
         index = shards.read(shards.index_path(path))
@@ -230,6 +232,23 @@ def _parts(path: Path, found: Header, named: Mapping[str, str], some: slice, cou
     return parts
 
 
+def divided(path: str | Path, count: int, parts: int) -> list[slice]:
+    """Cut the rows of a bank into parts of nearly one size, at the ends of files where there are enough of them.
+
+    Args:
+        path: of the bank, or of its index.
+        count: M.
+        parts: at least one; some are empty where there are more than rows.
+
+    Returns:
+        A range of rows for each.
+    """
+    index = shards.find(path)
+    if index is not None:
+        return index.divided(parts)
+    return [slice(count * part // parts, count * (part + 1) // parts) for part in range(parts)]
+
+
 def verify(path: str | Path) -> bool:
     """Read every byte of a bank, of one file or several, and compare it with what was written.
 
@@ -239,8 +258,6 @@ def verify(path: str | Path) -> bool:
     Returns:
         Whether it keeps the checksums to compare with; that every number is finite is looked at either way.
     """
-    if shards.find(path) is None:
-        return file.verify(path)
     return header.CHECKSUMS in read(path, whole=True)[1]
 
 

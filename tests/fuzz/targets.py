@@ -9,6 +9,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,29 @@ def _read_bank(path: Path) -> None:
     hopmem.bank.file.verify(path)
     answer = hopmem.retrieve(bank, bank.rows()[:2], beta=1.0)
     assert bool(answer.confidence.isfinite().all())
+
+
+def _read_index(path: Path) -> None:
+    """Open a bank of several files by an index that lies beside them."""
+    for name, data in _several().items():
+        if not name.endswith(".json"):
+            path.with_name(name).write_bytes(data)
+    assert len(MemoryBank.load(path)) == len(_ROWS)
+
+
+_ROWS = np.arange(1200, dtype=np.float32).reshape(300, 4)
+
+
+@cache
+def _several() -> dict[str, bytes]:
+    """A small bank of several files.
+
+    Returns:
+        Them, and their index, by name.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        replace(MemoryBank.from_patterns(_ROWS), shard_size=12_000).save(Path(folder, "file.safetensors"))
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
 
 
 def _bank(**changes: object) -> bytes:
@@ -201,6 +225,7 @@ TARGETS = {
     "bank-behind-checksums": Target(
         "", lambda: [_bank(), _bank(learned=True), _bank(images=True)], _with_true_checksums, _read_bank
     ),
+    "index": Target(".safetensors.index.json", lambda: [_several()["file.safetensors.index.json"]], read=_read_index),
     "npy": Target(".npy", _arrays),
     "npz": Target(".npz", lambda: [_npz(array) for array in _arrays()]),
     "npz-member": Target(".npz", _arrays, _npz),
