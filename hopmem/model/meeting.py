@@ -183,13 +183,14 @@ def _entmax(
     peak = score[:, 0]
     terms = _TermsOfAll(shard, below, [(states, _counted(_terms(p), below[states])) for states, p in mine])
     start, rounded = shard.others.largest(torch.cat([terms.start(mine), terms.rounded()], 1)).tensor_split(2, 1)
-    kind = torch.float32 if bool(rounded.any()) else torch.float64
+    coarse = bool(rounded.any())  # with any process: else all is exact as it is
+    kind = torch.float32 if coarse else torch.float64
     c = terms.root(how.alpha, start.clamp(0, math.log(shard.memories)), kind)
     slack = 2 * how.beta * usual(Y)[:, None].double()
     blur = how.beta * ROUNDED * Y.norm(dim=1, keepdim=True) / reach_of_support(c, how.alpha)
     clear = (blur <= BLUR ** max(1.0, how.alpha - 1)).to(c)  # as within one process
     c, clear = shard.others.same(torch.cat([c, clear], 1)).tensor_split(2, 1)
-    if how.sharp or not bool(clear.all()):
+    if coarse and (how.sharp or not bool(clear.all())):
         terms, slack = terms.exactly(Y, width, how.budget), torch.zeros_like(c)
         c = terms.root(how.alpha, c, torch.float64)
     factor = stretch(c, how.alpha)
