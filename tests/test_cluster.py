@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,18 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or sys.platform == "win3
 SAME = 1e-5
 
 
-def torchrun(processes: int, *command: object, **options: Any) -> "subprocess.Popen[bytes]":
-    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-    words = [sys.executable, *launch, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m", "hopmem"]
+def torchrun(
+    processes: int, *command: object, restarts: int = 0, program: tuple[str, ...] = ("-m", "hopmem"), **options: Any
+) -> "subprocess.Popen[bytes]":
+    launch = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"]
+    words = [sys.executable, *launch, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", *program]
     asked = [*words, *map(str, command)]
     return subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options)
 
 
-def run(processes: int, *command: object) -> tuple[int, str, list[str]]:
+def run(processes: int, *command: object, **how: Any) -> tuple[int, str, list[str]]:
     """The exit code of torchrun, what came on stdout, and what hopmem said on stderr."""
-    process = torchrun(processes, *command)
+    process = torchrun(processes, *command, **how)
     out, err = process.communicate(timeout=300)
     said = [line for line in err.decode().splitlines() if line.startswith("hopmem: ")]
     return process.returncode, out.decode(), said
@@ -140,3 +144,115 @@ def test_who_is_alone_loads_nothing_of_it(shelf: Path):
         "import sys; from hopmem.cli import app; app(standalone_mode=False); assert 'hopmem.cluster' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, "retrieve", shelf / "bank", shelf / "q.npy", "-q"], check=True)
+
+
+LATE = """
+import os, time, torch
+from hopmem.cluster import Cluster
+rank, attempt = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+if attempt and rank == {late}:
+    time.sleep(3)
+all = Cluster(torch.device("cpu"), 60.0)
+if not attempt:
+    os._exit(1)
+assert all.total(torch.ones(1)) == 2
+assert all.total(torch.tensor([float(all.first_to_speak())])) == 1
+"""
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_an_attempt_does_not_meet_what_the_one_before_has_left_behind(late: int, tmp_path: Path):
+    (tmp_path / "late.py").write_text(LATE.format(late=late))
+    code, _, _ = run(2, restarts=1, program=(str(tmp_path / "late.py"),))
+    assert code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("q.npy -o -", "-o -"), ("q.npy --ndjson", "--ndjson"), ("- -o out.npy", "queries on stdin")],
+    ids=["answers", "lines", "queries"],
+)
+def test_what_can_not_be_done_twice_is_refused_where_it_may_have_to(
+    words: str, found: str, shelf: Path, hopmem: Hopmem
+):
+    restarts = {"TORCHELASTIC_MAX_RESTARTS": "3"}
+    result = hopmem("retrieve", shelf / "bank", *words.split(), code=2, env=restarts)
+    assert f"found {found}" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory, hopmem: Hopmem) -> Path:
+    """Queries for a dozen blocks, and what one run answers that nothing disturbs."""
+    folder, draw = tmp_path_factory.mktemp("long"), np.random.default_rng(1)
+    np.save(folder / "x.npy", draw.standard_normal((2000, 64), dtype=np.float32))
+    np.save(folder / "q.npy", draw.standard_normal((60_000, 64), dtype=np.float32))
+    hopmem("store", folder / "x.npy", "-o", folder / "bank")
+    assert run(2, *asked(folder, folder / "whole.npy"))[0] == 0
+    return folder
+
+
+def asked(long: Path, output: Path) -> list[object]:
+    parts = ["--split", "memories", "--memory-limit", "80M"]
+    return ["retrieve", long / "bank", long / "q.npy", "-q", "-o", output, *parts]
+
+
+def workers(process: int) -> dict[int, int]:
+    """The processes that torchrun has started, by rank."""
+    found = subprocess.run(["pgrep", "-P", str(process)], capture_output=True, check=False, text=True)
+    by_rank = {}
+    for each in map(int, found.stdout.split()):
+        with suppress(OSError):  # it has just ended
+            environment = Path(f"/proc/{each}/environ").read_bytes().split(b"\0")
+            by_rank |= {int(entry[5:]): each for entry in environment if entry.startswith(b"RANK=")}
+    return by_rank
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are looked for there")
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("moment", "blow"),
+    [("start", "SIGKILL"), ("middle", "SIGKILL"), ("end", "SIGKILL"), ("middle", "SIGSTOP")],
+    ids=lambda each: each,
+)
+def test_a_process_that_is_killed_or_hangs_costs_a_restart_and_nothing_else(
+    moment: str, blow: str, victim: int, long: Path, tmp_path: Path
+):
+    output = tmp_path / "out.npy"
+    come = {
+        "start": lambda: victim in workers(process.pid),
+        "middle": lambda: len(list(tmp_path.glob("out.npy.checkpoint/*-*"))) >= 3,
+        "end": output.exists,
+    }
+    patience = os.environ | ({"HOPMEM_PATIENCE": "5"} if blow == "SIGSTOP" else {})
+    process = torchrun(2, *asked(long, output), restarts=3, env=patience)
+    deadline = time.monotonic() + 120
+    while not come[moment]():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    with suppress(KeyError, ProcessLookupError):  # at the end it may be gone
+        os.kill(workers(process.pid)[victim], getattr(signal, blow))
+    out, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()
+    assert out == b""
+    assert output.read_bytes() == (long / "whole.npy").read_bytes()
+    assert [each.name for each in tmp_path.iterdir()] == ["out.npy"]
+
+
+@pytest.mark.slow
+def test_a_first_process_that_reads_or_prints_for_longer_than_it_is_waited_for_is_not_lost(long: Path):
+    patience, command = 5, ["retrieve", long / "bank", "-", "--ndjson", "--split", "memories", "--memory-limit", "80M"]
+    process = torchrun(2, *command, stdin=subprocess.PIPE, env=os.environ | {"HOPMEM_PATIENCE": str(patience)})
+    assert process.stdin is not None
+    assert process.stdout is not None
+    time.sleep(4 * patience)  # the processes have met by then, and wait
+    process.stdin.write((long / "q.npy").read_bytes())
+    process.stdin.close()
+    assert process.stdout.readline()
+    time.sleep(3 * patience)  # answers do not fit into the pipe
+    count = 1 + sum(1 for _ in process.stdout)
+    said = process.stderr.read().decode() if process.stderr else ""
+    assert process.wait(timeout=60) == 0, said
+    assert count == 60_000
