@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -155,6 +156,29 @@ class Cluster:
         self._wait(lambda: dist.broadcast(X, 0))
         return X
 
+    def to_first(self, X: Tensor) -> Tensor:
+        """Send rows to the first process.
+
+        Args:
+            X: [m, ...], of one width and type for all; m may differ.
+
+        Returns:
+            With the first process the rows of all, one process after another; with the others their own.
+        """
+        counts = self.each(len(X))
+        if self.rank == 0:
+            found = torch.empty(sum(counts), *X.shape[1:], dtype=X.dtype, device=X.device)
+            rows = torch.split(found, counts)
+            rows[0].copy_(X)
+            for rank, part in enumerate(rows):
+                if rank and part.nbytes:
+                    self._wait(partial(dist.recv, _as_bytes(part), rank))
+            return found
+        if X.nbytes:
+            self.sent += X.nbytes
+            self._wait(lambda: dist.send(_as_bytes(X.clone(memory_format=torch.contiguous_format)), 0))
+        return X
+
     def tell(self, what: Any) -> Any:
         """Give all a small thing that the first process has; who waits for it waits as long as that one lives.
 
@@ -268,6 +292,15 @@ class Cluster:
         """Say no more that this process lives, and leave the others."""
         self._parted.set()
         dist.destroy_process_group()
+
+
+def _as_bytes(X: Tensor) -> Tensor:
+    """A tensor whose type the engine need not know.
+
+    Returns:
+        The same memory, uint8.
+    """
+    return X.view(-1).view(torch.uint8)
 
 
 _joined: Cluster | None = None

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hopmem.divided import is_divided, picked
 from hopmem.errors import UnreadableError
 from hopmem.pages import LEAST, lend, rest, scarce
 
@@ -48,11 +49,13 @@ def gathered(stored: Tensor, rows: Tensor) -> Tensor:
 
     Args:
         stored: any rows [M, ...] on the CPU.
-        rows: int64 [m].
+        rows: int64 [m], rising.
 
     Returns:
-        [m, ...].
+        [m, ...]; of rows that are divided, where they are.
     """
+    if is_divided(stored):
+        return picked(stored, rows)
     if not scarce():
         return stored[rows]
     found = empty(len(rows), *stored.shape[1:], dtype=stored.dtype)

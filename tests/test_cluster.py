@@ -1,4 +1,4 @@
-"""`torchrun -m hopmem retrieve`: several processes answer as one does, whatever they divide."""
+"""`torchrun -m hopmem`: several processes answer, learn and measure as one does, whatever they divide."""
 
 import json
 import os
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from hopmem.bank import MemoryBank
+from hopmem.verbs import optimize
 from tests.conftest import Hopmem
 
 dist = pytest.importorskip("torch.distributed")
@@ -48,6 +49,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "q.npy", queries)
     MemoryBank.from_patterns(rows).tuned().save(folder / "bank")
     MemoryBank.from_patterns(rows[:2]).tuned().save(folder / "two")
+    MemoryBank.from_patterns(rows[:9]).tuned().save(folder / "few")
+    optimize(MemoryBank.from_patterns(rows), objective="average", steps=3).save(folder / "learned")
     return folder
 
 
@@ -132,11 +135,88 @@ def test_inputs_that_are_skipped_are_no_failure_that_torchrun_would_answer_with_
     assert [each["name"] for each in json.loads(out)["skipped"]] == ["1"]
 
 
-def test_what_only_one_process_can_do_is_done_once(shelf: Path, hopmem: Hopmem):
-    alone = json.loads(hopmem("inspect", shelf / "bank", "--json").stdout)
-    code, out, said = run(2, "inspect", shelf / "bank", "--json")
+def alike(found: Any, expected: Any, where: str = "") -> None:
+    """Numbers to 1e-4, and all else to the letter."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected.keys() - {"seconds"}:
+            alike(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, list):
+        assert len(found) == len(expected), where
+        for place, value in enumerate(expected):
+            alike(found[place], value, f"{where}/{place}")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, abs=1e-4, rel=1e-4), where
+    else:
+        assert found == expected, where
+
+
+LEARNED = [
+    (2, "bank", ["--objective", "average", "--steps", "12"]),
+    (3, "bank", ["--objective", "spherical", "--steps", "20"]),
+    (2, "few", ["--objective", "spherical", "--restarts", "2"]),
+    (3, "bank", ["--noise", "gaussian:0.5", "--steps", "20"]),
+    (1, "few", ["--noise", "mask:0.3", "--steps", "5", "--force"]),
+]
+
+
+@pytest.mark.parametrize(("processes", "bank", "options"), LEARNED, ids=str)
+def test_several_processes_learn_what_one_does(
+    processes: int, bank: str, options: list[str], shelf: Path, tmp_path: Path, hopmem: Hopmem
+):
+    asked = ["optimize", shelf / bank, "--json", *options]
+    alone = json.loads(hopmem(*asked, "-o", tmp_path / "alone").stdout)
+    code, out, said = run(processes, *asked, "-o", tmp_path / "together")
     assert (code, said) == (0, [])
-    assert {**json.loads(out), "seconds": 0} == {**alone, "seconds": 0}
+    alike(json.loads(out), alone)
+    for both in (["inspect"], ["inspect", "--seed", "4"]):  # what the bank remembers, and what is measured anew
+        one, other = (json.loads(hopmem(*both, tmp_path / name, "--json").stdout) for name in ("alone", "together"))
+        alike(other, one)
+
+
+@pytest.mark.parametrize(
+    ("processes", "command"),
+    [
+        (2, ["inspect", "bank", "--seed", "4"]),
+        (3, ["inspect", "two", "--seed", "4"]),
+        (3, ["inspect", "learned", "--seed", "4", "--alpha", "1.5"]),
+        (2, ["inspect", "bank"]),  # of which the header knows all
+        (2, ["evaluate", "learned", "--samples", "60", "--noise", "gaussian:0.5", "--sizes", "50,500"]),
+        (3, ["evaluate", "two", "--samples", "5", "--noise", "mask:0.3"]),
+    ],
+    ids=str,
+)
+def test_several_processes_measure_what_one_does(processes: int, command: list[str], shelf: Path, hopmem: Hopmem):
+    verb, bank, *options = command
+    asked = [verb, shelf / bank, *options, "--json"]
+    code, out, said = run(processes, *asked)
+    assert (code, said) == (0, [])
+    alike(json.loads(out), json.loads(hopmem(*asked).stdout))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["average", "spherical", "denoise"])
+def test_learning_that_was_interrupted_goes_on_when_torchrun_starts_it_again(
+    objective: str, shelf: Path, tmp_path: Path
+):
+    asked = ["optimize", shelf / "bank", "--json", "--objective", objective, "--steps", "20"]
+    assert run(2, *asked, "-o", tmp_path / "undisturbed")[0] == 0
+    code, out, _ = run(2, *asked, "-o", tmp_path / "stopped", "--time-limit", "0")
+    assert code == 0
+    assert "the time limit is reached" in json.loads(out)["warnings"][-1]
+    assert (tmp_path / "stopped.checkpoint").exists()
+    assert run(2, *asked, "-o", tmp_path / "stopped")[0] == 0
+    assert not (tmp_path / "stopped.checkpoint").exists()
+    assert (tmp_path / "stopped").read_bytes() == (tmp_path / "undisturbed").read_bytes()
+
+
+def test_what_only_one_process_can_do_is_done_once(shelf: Path, tmp_path: Path):
+    code, _, said = run(2, "store", shelf / "q.npy", "-o", tmp_path / "stored", "--on-bad", "skip", "--quiet")
+    assert (code, said) == (0, [])
+    assert len(MemoryBank.load(tmp_path / "stored")) == 45
+    code, out, said = run(2, "optimize", "--help")
+    assert (code, said) == (0, [])
+    assert "Learn the feature map" in out
 
 
 def test_who_is_alone_loads_nothing_of_it(shelf: Path):

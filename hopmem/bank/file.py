@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hopmem.atomic import replacing
 from hopmem.bank.tensors import checksum, save_file
+from hopmem.divided import is_divided
 from hopmem.errors import BankError, MissingInputError, UnreadableError
 from hopmem.header import CHEAP, CHECKSUMS, ITSELF, WRITER, check, of_metadata, steadily
 from hopmem.header import read as read_header
@@ -47,9 +48,18 @@ def write(
         UnreadableError: it can't be written there.
     """
     with replacing(path, force=force) as temporary:
-        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items() if tensor is not None}
+        kept = {name: _ready(tensor) for name, tensor in tensors.items() if tensor is not None}
         said = _with_checksums({"format": form, WRITER: version("hopmem")} | metadata, kept)
         save_file(kept, temporary, said, as_they_come=as_they_come)
+
+
+def _ready(tensor: Tensor) -> Tensor:
+    """A tensor as it is written; rows that are divided come as they are.
+
+    Returns:
+        Contiguous, on the CPU.
+    """
+    return tensor if is_divided(tensor) else tensor.detach().cpu().contiguous()
 
 
 def read(path: str | Path, form: str = FORMAT, *, whole: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import AT_ONCE, blocks
+from hopmem.divided import is_divided
+from hopmem.model.kernel import AT_ONCE, blocks, small_blocks
 
 ALIGNED = 8  # bytes of which the header's length is a multiple
 PAGE = 4096  # bytes at whose multiples the system maps files
@@ -69,6 +70,10 @@ def _bytes(tensor: Tensor) -> Iterator[memoryview]:
     Yields:
         Its bytes, some at a time.
     """
+    if is_divided(tensor):
+        for rows in small_blocks(*tensor.shape):
+            yield tensor[rows].contiguous().view(-1).view(torch.uint8).numpy().data
+        return
     raw = tensor.view(-1).view(torch.uint8)
     for some in blocks(len(raw), AT_ONCE):
         yield raw[some].numpy().data

@@ -184,9 +184,10 @@ def optimize(
     verbose: Verbose = False,
 ) -> None:
     """Learn the feature map that a bank retrieves best with."""
+    from hopmem.pipeline.company import serve
     from hopmem.pipeline.optimize import optimize as run
 
-    if plot is not None:
+    if plot is not None and session.first():
         session.can_chart(plot, force)
     asked: dict[str, Any] = {"objective": objective, "noise": tuple(noise) if noise else None, "steps": steps}
     asked |= {"feature_dim": feature_dim, "temperature": temperature, "learning_rate": learning_rate}
@@ -194,7 +195,11 @@ def optimize(
     task, given = _task({name: value for name, value in asked.items() if value is not None}, noise_from, force)
     pairs: dict[str, Any] = {"noise_from": noise_from, "clean_from": clean_from}
     pairs["unpack_limit"] = session.unpack_limit(unpack_limit)
-    with session.machine(device, seed, threads, memory_limit, quiet, session.CHART if plot else 0) as machine:
+    drawing = session.CHART if plot else 0
+    with session.machine(device, seed, threads, memory_limit, quiet, drawing, several=True) as machine:
+        if machine.serves:
+            serve(bank, machine)
+            return
         options: dict[str, Any] = {"time_limit": time_limit, "resume": resume, "given": given}
         outcome = run(bank, output, task, machine, **pairs, **options, follow=plot is not None)
     if plot is not None:
@@ -284,7 +289,7 @@ def retrieve(
     options |= {"force": force, "resume": resume, "dry_run": dry_run}
     with session.machine(device, seed, threads, memory_limit, quiet, several=True) as machine:
         if machine.serves:
-            serve(bank, machine, split)
+            serve(bank, machine)
             return
         if plot is not None:
             session.can_draw(plot, force or machine.again)
@@ -330,12 +335,17 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Show how well separated a bank is, and what it can promise."""
+    from hopmem.pipeline.company import serve
     from hopmem.pipeline.inspect import inspect as run
     from hopmem.pipeline.inspect import verified
 
-    session.can_portray(plot, report, force)
+    if session.first():
+        session.can_portray(plot, report, force)
     drawing = 0 if plot is None and report is None else session.PORTRAIT
-    with session.machine(device, seed, threads, memory_limit, quiet, drawing) as machine:
+    with session.machine(device, seed, threads, memory_limit, quiet, drawing, several=True) as machine:
+        if machine.serves:
+            serve(bank, machine)
+            return
         outcome = run(bank, machine, closest=closest, error=error, alpha=alpha, beta=beta)
         outcome = verified(bank, outcome) if verify else outcome
         session.portray(outcome, bank, machine, plot, report, force)
@@ -373,14 +383,19 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Measure how well a bank gives corrupted patterns back, beside other memories."""
+    from hopmem.pipeline.company import serve
     from hopmem.pipeline.evaluate import check
     from hopmem.pipeline.evaluate import evaluate as run
 
-    if plot is not None:
+    if plot is not None and session.first():
         session.can_chart(plot, force)
     options: dict[str, Any] = {"noise": noise or ["mixed"], "samples": samples}
     options |= {"methods": split_names(methods), "sizes": split_counts(sizes)}
-    with session.machine(device, seed, threads, memory_limit, quiet, session.CHART if plot else 0) as machine:
+    drawing = session.CHART if plot else 0
+    with session.machine(device, seed, threads, memory_limit, quiet, drawing, several=True) as machine:
+        if machine.serves:
+            serve(bank, machine)
+            return
         outcome = run(bank, machine, **options)
     if plot is not None:
         session.chart(outcome, plot, force)

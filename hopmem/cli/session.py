@@ -156,6 +156,8 @@ def _others(device: str, several: bool) -> "Iterator[tuple[str, Cluster | None]]
             if cluster.done:
                 raise typer.Exit
             yield device, cluster
+            if cluster.rank == 0:
+                cluster.tell(None)  # no bank is opened any more
 
 
 def _own_pillow() -> None:
@@ -253,13 +255,13 @@ def portray(
     from hopmem.pipeline.inspect import portrait
     from hopmem.plots import charts, write_charts
 
-    found = portrait(bank, machine, outcome.result.alpha, outcome.result.beta)
-    give_back()
-    drawn = charts(found)
-    if plot is not None:
-        write_charts(drawn, plot, force=force)
-    if page is not None:
-        _write_page(page, Path(bank).name, outcome.result, found, drawn, force)
+    with portrait(bank, machine, outcome.result.alpha, outcome.result.beta) as found:
+        give_back()
+        drawn = charts(found)
+        if plot is not None:
+            write_charts(drawn, plot, force=force)
+        if page is not None:
+            _write_page(page, Path(bank).name, outcome.result, found, drawn, force)
 
 
 def _write_page(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from hopmem.divided import everywhere, is_divided
 from hopmem.model.association import associate
 from hopmem.model.gram import Progress
 from hopmem.model.held import whole
@@ -87,6 +88,8 @@ def retrieve(
     Returns:
         The answers, in the order of the queries.
     """
+    if shard is None and is_divided(memory):
+        return everywhere(memory, _retrieve, X, memory, readout, width, dynamics, progress=progress)
     parts, most = [], len(memory) if shard is None else shard.most
     fitting = max(1, dynamics.budget // (BYTES_OF_ENTRY * max(memory.dimension, width)))
     for rows in blocks(len(X), min(states_at_once(most, dynamics.budget // 4), fitting)):
@@ -118,6 +121,8 @@ def settle(
     Returns:
         The answers of the block.
     """
+    if shard is None and is_divided(memory):
+        return everywhere(memory, _settle, Y, memory, readout, width, dynamics)
     how = _how(dynamics)
     first: tuple[RowBlocks, int] = (readout, width) if dynamics.steps == 1 else (memory, memory.dimension)
     waiting, parts, order = torch.arange(len(Y), device=Y.device), list[Retrieval](), list[Tensor]()
@@ -168,6 +173,8 @@ def complete(
     Returns:
         The answers, in the order of the queries; the readout is not clamped here.
     """
+    if shard is None and is_divided(memory):
+        return everywhere(memory, _complete, X, known, memory, readout, width, dynamics, progress=progress)
     if memory.phi.is_identity:
 
         def answer(rows: slice) -> Retrieval:
@@ -188,6 +195,22 @@ def complete(
         if progress:
             progress(sum(map(len, order)), len(X))
     return _take(_join(parts), torch.cat(order).argsort())
+
+
+def _retrieve(
+    shard: Shard, X: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics: Dynamics
+) -> Retrieval:
+    return retrieve(X, memory, readout, width, dynamics, shard.progress, shard)
+
+
+def _settle(shard: Shard, Y: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics: Dynamics) -> Retrieval:
+    return settle(Y.clone(), memory, readout, width, dynamics, shard)
+
+
+def _complete(
+    shard: Shard, X: Tensor, known: Tensor, memory: Features, readout: RowBlocks, width: int, dynamics: Dynamics
+) -> Retrieval:
+    return complete(X, known, memory, readout, width, dynamics, shard.progress, shard)
 
 
 def _complete_alike(

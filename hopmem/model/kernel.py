@@ -4,11 +4,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad
 
+from hopmem.divided import Division, everywhere, made
 from hopmem.pages import rest, room, scarce
 from hopmem.scratch import SCATTERED, empty
 
@@ -114,9 +116,9 @@ def taken(stored: Tensor, rows: Rows) -> Tensor:
     rows = rows.to(stored.device)
     if len(rows) <= SCATTERED or not scarce():
         return stored[rows]
-    found = stored.new_empty(len(rows), *stored.shape[1:])
+    found = torch.empty(len(rows), *stored.shape[1:], dtype=stored.dtype, device=stored.device)
     for some in blocks(len(rows), SCATTERED):
-        torch.index_select(stored, 0, rows[some], out=found[some])
+        found[some] = stored[rows[some]]
     return found
 
 
@@ -253,6 +255,19 @@ class Patterns:
         """
         return len(self.stored)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What others make the same of; what was worked out for all rows is of no use to who holds some.
+
+        Returns:
+            The fields.
+        """
+        return type(self), (self.stored, self.scale, self.device, self.columns)
+
+    @property
+    def source(self) -> Tensor:
+        """What rows are read from."""
+        return self.stored
+
     @property
     def dimension(self) -> int:
         """The number of entries of a row."""
@@ -272,38 +287,33 @@ class Patterns:
         Returns:
             float64 [d] on the device.
         """
-        total = torch.zeros(self.dimension, dtype=torch.float64, device=self.device)
-        for rows in self.in_blocks():
-            total += self[rows].sum(0, dtype=torch.float64)
-        return total / len(self)
+        return everywhere(self, _sum, self) / len(self)
 
     @cached_property
     def lengths(self) -> Tensor:
         """‖ξ_μ‖ [M] float32 on the device."""
-        lengths = torch.empty(len(self), device=self.device)
-        for rows in self.in_blocks():
-            U = self[rows]
-            parts = [torch.linalg.vector_norm(U[:, some], dim=1) for some in blocks(U.shape[1], NARROW)]
-            found = parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
-            if not bool(((found > 1 / LONG) & (found < LONG)).all()):  # squares may have left float32
-                found = torch.linalg.vector_norm(U, dim=1, dtype=torch.float64).float()
-            lengths[rows] = found
-        return lengths
+        return everywhere(self, _lengths, self)
 
     @cached_property
     def longest(self) -> float:
         """The largest length, or a bound of it."""
         if not self.stored.is_floating_point():
             return self.scale * math.sqrt(self.dimension) * max(map(abs, integer_range(self.stored.dtype)))
-        return float(self.lengths.max())
+        return self._ends[0]
 
     @cached_property
     def spread(self) -> float:
         """The largest length over the smallest that is not zero, or a bound of it; 1 where all are zero."""
         if not self.stored.is_floating_point():
             return math.sqrt(self.dimension) * max(map(abs, integer_range(self.stored.dtype)))
-        lengths = self.lengths[self.lengths > 0]
-        return float(lengths.max().double() / lengths.min()) if len(lengths) else 1.0
+        longest, shortest = self._ends
+        return longest / shortest if longest > 0 else 1.0
+
+    @cached_property
+    def _ends(self) -> tuple[float, float]:
+        """The largest length, and the smallest that is not zero; infinite where there is none."""
+        longest, shortest = everywhere(self, _extremes, self).tolist()
+        return longest, -shortest
 
     def __getitem__(self, rows: Rows) -> Tensor:
         """The patterns of some rows.
@@ -315,6 +325,46 @@ class Patterns:
         block = block if self.columns is None else block[:, self.columns.to(block.device)]
         block = block.to(self.device, torch.float32)
         return block if self.scale == 1.0 else block * self.scale
+
+
+def _sum(part: Division, patterns: Patterns) -> Tensor:
+    """Σ ξ_μ.
+
+    Returns:
+        float64 [d].
+    """
+    total = torch.zeros(patterns.dimension, dtype=torch.float64, device=patterns.device)
+    for rows in patterns.in_blocks():
+        total += patterns[rows].sum(0, dtype=torch.float64)
+    return part.others.total(total)
+
+
+def _lengths(part: Division, patterns: Patterns) -> Tensor:
+    """‖ξ_μ‖.
+
+    Returns:
+        float32 [M].
+    """
+    lengths = torch.empty(len(patterns), device=patterns.device)
+    for rows in patterns.in_blocks():
+        U = patterns[rows]
+        parts = [torch.linalg.vector_norm(U[:, some], dim=1) for some in blocks(U.shape[1], NARROW)]
+        found = parts[0] if len(parts) == 1 else torch.linalg.vector_norm(torch.stack(parts), dim=0)
+        if not bool(((found > 1 / LONG) & (found < LONG)).all()):  # squares may have left float32
+            found = torch.linalg.vector_norm(U, dim=1, dtype=torch.float64).float()
+        lengths[rows] = found
+    return part.others.to_first(lengths)
+
+
+def _extremes(part: Division, patterns: Patterns) -> Tensor:
+    """The largest length, at least 0, and the smallest that is not zero, less than nothing.
+
+    Returns:
+        float64 [2].
+    """
+    lengths = patterns.lengths.double()
+    ends = [lengths.new_zeros(1), lengths], [lengths.new_full((1,), -torch.inf), -lengths[lengths > 0]]
+    return part.others.largest(torch.stack([torch.cat(each).max() for each in ends]))
 
 
 @dataclass(frozen=True)
@@ -332,6 +382,19 @@ class Features:
             M.
         """
         return len(self.patterns)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What others make the same of.
+
+        Returns:
+            The fields.
+        """
+        return type(self), (self.patterns, self.phi, self.stored)
+
+    @property
+    def source(self) -> Tensor:
+        """What patterns are read from."""
+        return self.patterns.stored
 
     @property
     def dimension(self) -> int:
@@ -449,16 +512,12 @@ class Features:
         return replace(self, stored=self.whole())
 
     def whole(self) -> Tensor:
-        """Z as one tensor.
+        """Z as one tensor, or where the patterns are.
 
         Returns:
             float32 [M, D] on the device.
         """
-        on_cpu = self.device.type == "cpu"
-        Z = empty(len(self), self.dimension) if on_cpu else torch.empty(len(self), self.dimension, device=self.device)
-        for rows in self.patterns.in_blocks():
-            Z[rows] = self[rows]
-        return Z
+        return made(self, _whole, self)
 
     def restricted(self, columns: Tensor, centre: Tensor | None) -> "Features":
         """The features of the memories' entries in `columns` alone.
@@ -474,6 +533,19 @@ class Features:
         return Features(seen, self.phi.restricted(columns, centre))
 
 
+def _whole(_part: Division, memory: Features) -> Tensor:
+    """The unit features that are held here.
+
+    Returns:
+        float32 [M, D] on the device.
+    """
+    M, D, on_cpu = len(memory), memory.dimension, memory.device.type == "cpu"
+    Z = empty(M, D) if on_cpu else torch.empty(M, D, device=memory.device)
+    for rows in memory.patterns.in_blocks():
+        Z[rows] = memory[rows]
+    return Z
+
+
 @dataclass(frozen=True)
 class Exactly:
     """Unit features whose rows come in float64."""
@@ -487,6 +559,11 @@ class Exactly:
             M.
         """
         return len(self.features)
+
+    @property
+    def source(self) -> Tensor:
+        """What patterns are read from."""
+        return self.features.source
 
     def __getitem__(self, rows: Rows) -> Tensor:
         """The unit features of some memories.

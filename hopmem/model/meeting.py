@@ -14,11 +14,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from hopmem.divided import Division
 from hopmem.model.broad import BLUR, ROUNDED, above, free_energy, usual
 from hopmem.model.exponents import settled
 from hopmem.model.kernel import Features, blocks
@@ -30,30 +30,9 @@ EQUAL = 1e-12  # float64 scores of whole products that lie closer are one
 Part = tuple[Tensor, Association]  # some of b states [c], and their association with the memories of one process
 
 
-class Others(Protocol):
-    """All processes, each of which calls the same in the same order; what comes back is the same for all to the bit."""
-
-    def total(self, X: Tensor) -> Tensor:
-        """The sum of the tensors of all processes."""
-
-    def largest(self, X: Tensor) -> Tensor:
-        """Their largest entries."""
-
-    def side_by_side(self, X: Tensor) -> Tensor:
-        """Their columns [b, P·k], in the order of the processes."""
-
-    def same(self, X: Tensor) -> Tensor:
-        """That of the first process."""
-
-
 @dataclass(frozen=True)
-class Shard:
+class Shard(Division):
     """The memories that one process holds, among those of all."""
-
-    others: Others
-    start: int  # the number of the first that it holds
-    memories: int  # M of all
-    most: int  # memories that any process holds
 
     def largest(self, X: Tensor) -> Tensor:
         """Compare.

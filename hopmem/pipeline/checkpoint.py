@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hopmem.bank import MemoryBank, file
-from hopmem.errors import MissingInputError, UsageError
+from hopmem.errors import HopmemError, MissingInputError, UsageError
 from hopmem.model.kernel import small_blocks
 from hopmem.model.separation import State
 from hopmem.verbs.optimize import Task
@@ -32,6 +32,19 @@ class Checkpoint:
     seed: int
     data: str  # a digest of what is learned from
     state: State | None = None  # None at the beginning
+
+    def is_there(self) -> bool:
+        """Whether this very run was interrupted: the same patterns, options and seed.
+
+        Returns:
+            False of another one, or of none.
+        """
+        try:
+            _, metadata = file.read(self.path, FORMAT)
+            same = json.loads(metadata["task"]) == _plain(self.task) and metadata["data"] == self.data
+            return same and metadata["seed"] == str(self.seed)
+        except (HopmemError, KeyError, ValueError):
+            return False
 
     def resumed(self, given: Collection[str], asked_seed: int | None) -> "Checkpoint":
         """The interrupted run whose checkpoint lies there.
@@ -96,7 +109,7 @@ def checkpoint_of(
     digest = hashlib.blake2b(digest_size=16)
     for rows in (memory.patterns, *(pairs or ())):
         digest.update(str(list(rows.shape)).encode())
-        for part in small_blocks(len(rows), rows[0].numel()):
+        for part in small_blocks(len(rows), rows.shape[1:].numel()):
             digest.update(rows[part].contiguous().view(torch.uint8).numpy())
     return Checkpoint(bank.with_name(bank.name + SUFFIX), task, seed, digest.hexdigest())
 

@@ -43,6 +43,7 @@ def company(bank_path: str, bank: MemoryBank, machine: Machine, split: Split) ->
     if machine.cluster is None:
         yield None
         return
+    machine.cluster.tell(split)
     machine.cluster.begin()
     held = _divided(bank_path, bank, machine.cluster, machine.budget, split)
     try:
@@ -53,18 +54,34 @@ def company(bank_path: str, bank: MemoryBank, machine: Machine, split: Split) ->
     held.part()
 
 
-def serve(bank_path: str, machine: Machine, split: Split) -> None:
-    """Take part in the retrieval that the first process runs, until it ends.
+@contextmanager
+def divided(bank_path: str, machine: Machine) -> Iterator[MemoryBank]:
+    """Open a bank, whose rows lie with all processes of this run, of which this is the first one.
+
+    Args:
+        bank_path: the bank, which all processes read.
+        machine: which processes there are.
+
+    Yields:
+        The bank; of a process alone, as it is.
+    """
+    bank = MemoryBank.load(bank_path)
+    with company(bank_path, bank, machine, "memories") as held:
+        yield bank if held is None else held.whole(bank)
+
+
+def serve(bank_path: str, machine: Machine) -> None:
+    """Take part in what the first process does with a bank, whenever it opens it, until it ends.
 
     Args:
         bank_path: the bank.
         machine: which processes there are.
-        split: as the first process has it.
     """
     if machine.cluster is not None:
-        bank = MemoryBank.load(bank_path)
         with memory_errors():
-            _divided(bank_path, bank, machine.cluster, machine.budget, split).serve()
+            while (split := machine.cluster.tell(None)) is not None:
+                bank = MemoryBank.load(bank_path)
+                _divided(bank_path, bank, machine.cluster, machine.budget, split).serve()
 
 
 def _divided(bank_path: str, bank: MemoryBank, cluster: "Cluster", budget: int, split: Split) -> Company:

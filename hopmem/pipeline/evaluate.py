@@ -3,9 +3,9 @@
 from typing import Any
 
 from hopmem import verbs
-from hopmem.bank import MemoryBank
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import QualityGateError
+from hopmem.pipeline.company import divided
 from hopmem.pipeline.outcome import Machine, Outcome
 from hopmem.results import Evaluation
 from hopmem.verbs.trial import BANK
@@ -24,9 +24,8 @@ def evaluate(bank_path: str, machine: Machine, **options: Any) -> Outcome[Evalua
     Returns:
         How they fare.
     """
-    bank = MemoryBank.load(bank_path)
     device = str(resolve(machine.device))
-    with memory_errors():
+    with divided(bank_path, machine) as bank, memory_errors():
         result = verbs.evaluate(
             bank, seed=machine.seed, device=device, budget=machine.budget, watch=machine.watch, **options
         )

@@ -1,6 +1,8 @@
 """Inspect: bank → statistics."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -52,9 +54,10 @@ def inspect(
     ):
         pairs = kept.inspection.closest_pairs[:closest]
         return Outcome(replace(kept.inspection, closest_pairs=pairs), kept.device)
-    from hopmem.bank import MemoryBank
+    from hopmem.pipeline.company import divided
 
-    found = _measured(MemoryBank.load(bank_path), machine, closest, error, alpha, beta)
+    with divided(bank_path, machine) as bank:
+        found = _measured(bank, machine, closest, error, alpha, beta)
     return Outcome(found.inspection, found.device)
 
 
@@ -78,7 +81,8 @@ def verified(bank_path: str, outcome: Outcome[Inspection]) -> Outcome[Inspection
     )
 
 
-def portrait(bank_path: str, machine: Machine, alpha: float, beta: float) -> "Portrait":
+@contextmanager
+def portrait(bank_path: str, machine: Machine, alpha: float, beta: float) -> "Iterator[Portrait]":
     """What the pictures of a bank are drawn from.
 
     Args:
@@ -87,17 +91,20 @@ def portrait(bank_path: str, machine: Machine, alpha: float, beta: float) -> "Po
         alpha: of the energy and its basins.
         beta: the same.
 
-    Returns:
-        The portrait.
+    Yields:
+        The portrait, whose bank can be read meanwhile.
     """
     from hopmem import verbs
-    from hopmem.bank import MemoryBank
     from hopmem.devices import memory_errors, resolve
+    from hopmem.pipeline.company import divided
 
-    with memory_errors():
-        device = str(resolve(machine.device))
-        bank = MemoryBank.load(bank_path)
-        return verbs.portrait(bank, alpha=alpha, beta=beta, device=device, budget=machine.budget, watch=machine.watch)
+    device = str(resolve(machine.device))
+    with divided(bank_path, machine) as bank:
+        with memory_errors():
+            found = verbs.portrait(
+                bank, alpha=alpha, beta=beta, device=device, budget=machine.budget, watch=machine.watch
+            )
+        yield found
 
 
 def remember(bank: "MemoryBank", machine: Machine) -> dict[str, str]:

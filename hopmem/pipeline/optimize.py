@@ -12,6 +12,7 @@ from hopmem.errors import InvalidDataError, UsageError
 from hopmem.lock import writing
 from hopmem.patterns import UNPACK_LIMIT, Loaded, Reading, load
 from hopmem.pipeline.checkpoint import checkpoint_of, interruptible
+from hopmem.pipeline.company import divided
 from hopmem.pipeline.inspect import remember
 from hopmem.pipeline.outcome import Machine, Outcome
 from hopmem.pipeline.store import fitting
@@ -54,14 +55,22 @@ def optimize(
         What was learned.
     """
     target = shards.base(output or bank_path)
-    if output is not None:
+    if output is not None and machine.cluster is None:
         shards.refuse_overwrite(target, force=task.force or resume)
     device, course = str(resolve(machine.device)), Course(machine.watch)
-    with memory_errors(), writing(target), interruptible() as interrupted:
-        bank = MemoryBank.load(bank_path)
+    with (
+        memory_errors(),
+        writing(target),
+        interruptible() as interrupted,
+        divided(bank_path, machine) as bank,
+    ):
         pairs, notes = _pairs(noise_from, clean_from, bank, unpack_limit)
         seed = bank.seed if machine.seed is None else machine.seed
         checkpoint = checkpoint_of(target, bank, task, pairs, seed)
+        # A run that torchrun has started again is not told so on every host: a checkpoint of this very run counts.
+        resume = resume or (machine.cluster is not None and checkpoint.is_there())
+        if output is not None:
+            shards.refuse_overwrite(target, force=task.force or resume)
         checkpoint = checkpoint.resumed(given, machine.seed) if resume else checkpoint
         found = learn(
             bank,

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from hopmem.bank import MEASURED, MemoryBank
+from hopmem.divided import Division, made
 from hopmem.model.kernel import FeatureMap, Features
 from hopmem.model.separation import Separation, sampled_separation, separation
 from hopmem.scratch import empty
@@ -25,10 +27,20 @@ def mapped(bank: MemoryBank, phi: FeatureMap, device: torch.device) -> MemoryBan
     features = None
     if phi.W is not None:
         memory = Features(bank.rows(device), phi)
-        features = empty(len(bank), memory.dimension)
-        for rows in memory.patterns.in_blocks():
-            features[rows] = memory[rows].cpu()
+        features = made(memory, _features, memory)
     return replace(bank, phi=phi.to(torch.device("cpu")), features=features, tuning=None, learning=None)
+
+
+def _features(_part: Division, memory: Features) -> Tensor:
+    """The unit features of the patterns that are held here.
+
+    Returns:
+        float32 [M, D] on the CPU.
+    """
+    features = empty(len(memory), memory.dimension)
+    for rows in memory.patterns.in_blocks():
+        features[rows] = memory[rows].cpu()
+    return features
 
 
 def measured(memory: Features, t: float, budget: int, watch: Watch | None, label: str) -> Separation:

@@ -1,0 +1,121 @@
+"""What the first process does with a bank that several hold comes out as alone."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hopmem.bank import MemoryBank
+from hopmem.model.kernel import FeatureMap, Patterns
+from hopmem.model.noise import canvas_of
+from hopmem.scratch import gathered
+from hopmem.verbs import inspect
+from hopmem.verbs.mapped import mapped
+from tests.company import in_company
+
+SIZES = [1, 2, 3, 7]  # processes; the bank has five memories at least
+KINDS = [torch.float32, torch.uint8, torch.float16, torch.bool]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def bank_of(M: int, kind: torch.dtype = torch.float32, d: int = 12) -> MemoryBank:
+    rows = draw(M, d) if kind.is_floating_point else draw(M, d).mul(90).clamp(0, 255)
+    rows[M // 2] = rows[0]  # the same pattern with two processes
+    return MemoryBank.from_patterns(rows.to(kind))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_rows_are_read_wherever_they_lie(size: int, kind: torch.dtype):
+    bank, numbers = bank_of(5, kind), torch.tensor([4, 0, 0, 3, 2])
+
+    def work(whole: MemoryBank) -> list[Tensor]:
+        rows = whole.patterns
+        assert (len(rows), rows.shape, rows.dtype, rows.nbytes) == (5, (5, 12), kind, bank.patterns.nbytes)
+        columns = torch.tensor([3, 1])
+        looks = [rows[1:4], rows[slice(None)], rows[3:3], rows[numbers], rows[1:5, columns], rows[2], rows[-2:]]
+        return [*looks, gathered(rows, torch.tensor([0, 2, 4]))[torch.tensor([2, 0])]]
+
+    found, X = in_company(size, bank, work)[0], bank.patterns
+    looks = [X[1:4], X, X[3:3], X[numbers], X[1:5, [3, 1]], X[2], X[3:], X[[4, 0]]]
+    for each, expected in zip(found, looks, strict=True):
+        assert torch.equal(each, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS[:2], ids=str)
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_known_of_all_rows_is_known_of_rows_that_are_divided(size: int, kind: torch.dtype):
+    bank = bank_of(5, kind)
+
+    def work(whole: MemoryBank) -> tuple[list[object], list[Tensor]]:
+        rows = whole.rows()
+        canvas = canvas_of(rows, whole.shape, None)
+        exact = [rows.longest, rows.spread, whole.duplicates, canvas.low, canvas.high]
+        return exact, [rows.mean(), rows.lengths, torch.tensor(canvas.deviation)]
+
+    exact, close = in_company(size, bank, work)[0]
+    expected_exact, expected_close = work(bank)
+    assert exact == expected_exact
+    for found, expected in zip(close, expected_close, strict=True):
+        assert torch.allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_features_are_made_where_the_patterns_are_and_written_by_the_first_process(size: int, tmp_path: Path):
+    bank, phi = bank_of(40), FeatureMap(draw(7, 12, seed=3), draw(7, seed=4))
+    mapped(bank, phi, torch.device("cpu")).save(tmp_path / "alone")
+
+    def work(whole: MemoryBank) -> None:
+        mapped(whole, phi, torch.device("cpu")).save(tmp_path / "together")
+
+    in_company(size, bank, work)
+    assert (tmp_path / "together").read_bytes() == (tmp_path / "alone").read_bytes()
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_what_others_keep_for_rows_that_nobody_can_ask_for_is_let_go(size: int):
+    def work(whole: MemoryBank) -> int:
+        for _ in range(50):
+            picked = gathered(whole.patterns, torch.arange(4))
+            del picked
+        whole.rows().mean()
+        return len(whole.patterns.asker.held)  # type: ignore[attr-defined]
+
+    assert in_company(size, bank_of(9), work)[0] == 1
+
+
+@pytest.mark.parametrize("M", [1, 2, 60])
+@pytest.mark.parametrize("learned", [False, True], ids=["raw", "learned"])
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_inspect_measures_alike(size: int, learned: bool, M: int):
+    bank = bank_of(M)
+    if learned:
+        bank = mapped(bank, FeatureMap(draw(7, 12, seed=3), draw(7, seed=4)), torch.device("cpu"))
+    same(asdict(in_company(size, bank, inspect)[0]), asdict(inspect(bank)))
+
+
+def same(found: object, expected: object, where: str = "") -> None:
+    """Numbers to rounding, and all else to the letter."""
+    if isinstance(expected, dict):
+        assert isinstance(found, dict) and found.keys() == expected.keys(), where
+        for key, value in expected.items():
+            same(found[key], value, f"{where}/{key}")
+    elif isinstance(expected, list | tuple):
+        assert isinstance(found, list | tuple) and len(found) == len(expected), where
+        for place, value in enumerate(expected):
+            same(found[place], value, f"{where}/{place}")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5, nan_ok=True), where
+    else:
+        assert found == expected, where
+
+
+def test_patterns_that_are_seen_in_part_are_divided_too():
+    bank, columns = bank_of(9), torch.tensor([5, 2])
+    seen = in_company(2, bank, lambda whole: Patterns(whole.patterns, columns=columns).mean())[0]
+    assert torch.allclose(seen, bank.rows().mean()[columns])
