@@ -17,6 +17,7 @@ from hopmem.bank import file, sharded
 from hopmem.bank.learning import Learning, learning_of
 from hopmem.bank.rows import as_rows
 from hopmem.bank.tuning import EQUAL, SAME, Tuning, tune
+from hopmem.divided import Division, everywhere
 from hopmem.errors import BankError, InvalidDataError
 from hopmem.header import parsed
 from hopmem.lock import writing
@@ -27,6 +28,7 @@ from hopmem.scratch import gathered
 
 Layout = Literal["HW", "HWC", "CHW"]  # which axes of a pattern are an image's
 CPU = torch.device("cpu")
+DIGEST = 16  # bytes that tell rows apart
 SKETCH = 64  # entries by which most patterns differ already
 MOST_EXACT = 2000  # memories that are measured in float64 where float32 tells nothing
 MEASURED = 20_000  # memories up to which β auto looks at every pair; beyond, at as many pairs with a sample
@@ -356,14 +358,24 @@ def _alike(X: Tensor, columns: Tensor) -> Tensor:
     Returns:
         Rows, int64, in order.
     """
-    digests = torch.empty(len(X), dtype=torch.int64)
-    for rows in small_blocks(*X.shape):
-        short = (int.from_bytes(each[:8], "little", signed=True) for each in _digests(X[rows, columns]))
-        digests[rows] = torch.tensor(list(short))
+    digests = everywhere(X, _short_digests, X, columns)
     order = digests.argsort()
     repeated = digests[order].diff() == 0
     first = torch.zeros(1, dtype=torch.bool)
     return order[torch.cat([repeated, first]) | torch.cat([first, repeated])].sort().values
+
+
+def _short_digests(part: Division, X: Tensor, columns: Tensor) -> Tensor:
+    """A digest of some entries of each row.
+
+    Returns:
+        int64 [M].
+    """
+    digests = torch.empty(len(X), dtype=torch.int64)
+    for rows in small_blocks(*X.shape):
+        short = (int.from_bytes(each[:8], "little", signed=True) for each in _digests(X[rows, columns]))
+        digests[rows] = torch.tensor(list(short))
+    return part.others.to_first(digests)
 
 
 def _same_bytes(X: Tensor, rows: Tensor) -> list[list[int]]:
@@ -373,10 +385,23 @@ def _same_bytes(X: Tensor, rows: Tensor) -> list[list[int]]:
         The groups of two and more.
     """
     groups: dict[bytes, list[int]] = {}
-    for part in small_blocks(len(rows), X.shape[1]):
-        for row, digest in zip(rows[part].tolist(), _digests(taken(X, rows[part])), strict=True):
-            groups.setdefault(digest, []).append(row)
+    for row, digest in zip(rows.tolist(), everywhere(X, _long_digests, X, rows).numpy(), strict=True):
+        groups.setdefault(digest.tobytes(), []).append(row)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def _long_digests(part: Division, X: Tensor, rows: Tensor) -> Tensor:
+    """A digest of each of some rows.
+
+    Returns:
+        uint8 [m, 16].
+    """
+    own = rows[part.own(rows, len(X))] - part.start
+    digests = torch.empty(len(own), DIGEST, dtype=torch.uint8)
+    for some in small_blocks(len(own), X.shape[1]):
+        found = b"".join(_digests(taken(X, own[some])))
+        digests[some] = torch.frombuffer(bytearray(found), dtype=torch.uint8).view(-1, DIGEST)
+    return part.others.to_first(digests)
 
 
 def _digests(X: Tensor) -> Iterator[bytes]:
@@ -387,7 +412,7 @@ def _digests(X: Tensor) -> Iterator[bytes]:
     """
     X = (X + 0 if X.is_floating_point() else X).contiguous()
     for raw in X.view(torch.uint8).numpy():
-        yield hashlib.blake2b(raw, digest_size=16).digest()
+        yield hashlib.blake2b(raw, digest_size=DIGEST).digest()
 
 
 def _encodable(name: str) -> str:

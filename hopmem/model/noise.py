@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hopmem.divided import Division, everywhere
 from hopmem.errors import UsageError, one_line
 from hopmem.model.kernel import Patterns
 
@@ -112,17 +113,29 @@ def canvas_of(patterns: Patterns, shape: tuple[int, ...], layout: str | None) ->
     Returns:
         Salt and pepper at 0 and 1 for images that keep to them, at the extreme values else.
     """
+    low, high, total, squares = everywhere(patterns, _measure, patterns).tolist()
+    count = len(patterns) * patterns.dimension
+    deviation = math.sqrt(max(0.0, squares / count - (total / count) ** 2))
+    if layout is not None and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    return Canvas(shape, layout, low, high, deviation)
+
+
+def _measure(part: Division, patterns: Patterns) -> Tensor:
+    """The extreme entries of patterns, their sum and the sum of their squares.
+
+    Returns:
+        float64 [4].
+    """
     low, high, total, squares = math.inf, -math.inf, 0.0, 0.0
     for rows in patterns.in_blocks():
         block = patterns[rows]
         low, high = min(low, float(block.min())), max(high, float(block.max()))
         total += float(block.sum(dtype=torch.float64))
         squares += float(block.double().square().sum())
-    count = len(patterns) * patterns.dimension
-    deviation = math.sqrt(max(0.0, squares / count - (total / count) ** 2))
-    if layout is not None and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    return Canvas(shape, layout, low, high, deviation)
+    ends, sums = (torch.tensor(pair, dtype=torch.float64) for pair in ((-low, high), (total, squares)))
+    ends = part.others.largest(ends) * torch.tensor([-1.0, 1.0])
+    return torch.cat([ends, part.others.total(sums)])
 
 
 def _chain(chain: tuple[Corruption, ...], X: Tensor, canvas: Canvas, generator: torch.Generator) -> Tensor:

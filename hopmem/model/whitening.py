@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hopmem.divided import Division, everywhere
 from hopmem.model.kernel import Patterns, unit
 from hopmem.pages import require
 
@@ -67,10 +68,7 @@ def whiten(patterns: Patterns) -> Whitened:
     M, d = len(patterns), patterns.dimension
     mean = patterns.mean()
     if d < M:
-        C = torch.zeros(d, d, dtype=torch.float64, device=patterns.device)
-        for rows in patterns.in_blocks():
-            centred = patterns[rows].double() - mean
-            C += centred.T @ centred / M
+        C = everywhere(patterns, _covariance, patterns, mean)
         eigenvalues, directions = torch.linalg.eigh(C)
         directions = directions.T
     else:
@@ -83,3 +81,17 @@ def whiten(patterns: Patterns) -> Whitened:
     return Whitened(
         mean.float(), eigenvalues[order].clamp_min(torch.finfo(torch.float32).tiny), directions[order].float()
     )
+
+
+def _covariance(part: Division, patterns: Patterns, mean: Tensor) -> Tensor:
+    """C, the covariance of the memories.
+
+    Returns:
+        float64 [d, d].
+    """
+    d = patterns.dimension
+    C = torch.zeros(d, d, dtype=torch.float64, device=patterns.device)
+    for rows in patterns.in_blocks():
+        centred = patterns[rows].double() - mean
+        C += centred.T @ centred / part.memories
+    return part.others.total(C)

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from hopmem.bank import MemoryBank
+from hopmem.model.denoise.candidates import measure
+from hopmem.model.denoise.search import begin
+from hopmem.model.denoise.validation import Source
 from hopmem.model.kernel import FeatureMap, Patterns
-from hopmem.model.noise import canvas_of
+from hopmem.model.noise import canvas_of, parse_noise
+from hopmem.model.whitening import whiten
 from hopmem.scratch import gathered
 from hopmem.verbs import inspect
 from hopmem.verbs.mapped import mapped
-from tests.company import in_company
+from tests.company import BUDGET, in_company
 
 SIZES = [1, 2, 3, 7]  # processes; the bank has five memories at least
 KINDS = [torch.float32, torch.uint8, torch.float16, torch.bool]
@@ -63,6 +67,32 @@ def test_what_is_known_of_all_rows_is_known_of_rows_that_are_divided(size: int, 
     assert exact == expected_exact
     for found, expected in zip(close, expected_close, strict=True):
         assert torch.allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("M", [5, 80])
+@pytest.mark.parametrize("size", SIZES)
+def test_covariances_are_those_of_all(size: int, M: int):
+    def work(whole: MemoryBank) -> list[Tensor]:
+        rows = whole.rows()
+        source = Source(rows, canvas_of(rows, whole.shape, None), (parse_noise("mixed", images=False),))
+        moments = measure(begin(source, 0, BUDGET))
+        whitened = whiten(rows)
+        return [
+            whitened.eigenvalues,
+            whitened.map(0.1).abs(),
+            moments.fit.noise,
+            moments.fit.memory,
+            moments.held.noise,
+        ]
+
+    bank = bank_of(M)
+    for found, expected in zip(in_company(size, bank, work)[0], work(bank), strict=True):
+        assert torch.allclose(found, expected, rtol=1e-6, atol=1e-6 * float(expected.max()))
+
+
+def test_the_covariance_is_added_up_where_the_rows_are():
+    few, many = (in_company(3, bank_of(M), lambda whole: whiten(whole.rows()))[1] for M in (40, 4000))
+    assert [thread.sent for thread in few] == [thread.sent for thread in many]
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hopmem.divided import Division, everywhere
 from hopmem.model.denoise.fisher import (
     MOST_DIRECTIONS,
     WIDE,
@@ -19,9 +20,9 @@ from hopmem.model.denoise.fisher import (
     whitening,
 )
 from hopmem.model.denoise.search import FIT, Search, draws
-from hopmem.model.denoise.validation import BETA_QUERIES, Verdict, least_error, verdict
+from hopmem.model.denoise.validation import BETA_QUERIES, Source, Verdict, least_error, verdict
 from hopmem.model.gram import Progress
-from hopmem.model.kernel import blocks, small_blocks
+from hopmem.model.kernel import Patterns, blocks, small_blocks
 from hopmem.model.separation import State
 
 COVARIANCES = (
@@ -241,17 +242,47 @@ def _scatter(search: Search, frame: Frame, items: Tensor, pairs: int, generator:
     Returns:
         The sums; all zero where no pairs are wanted.
     """
-    moments = Scatter.empty(_rank(search, frame), search.source.memory.device)
-    chosen = _spread(items, pairs)
-    for part in blocks(pairs, SAMPLE_ROWS):
-        drawn = chosen[part]
-        X, _ = search.source.corrupted(drawn, generator)
-        moments = moments.add_noise(frame(X) - frame(search.source.clean(drawn)))
-    rows = torch.unique(search.source.rows(items))
+    source, chosen = search.source, _spread(items, pairs)
+    rows = torch.unique(source.rows(items))
     rows = _spread(rows, min(MEMORY_ROWS, len(rows)) if pairs else 0)
-    for part in blocks(len(rows), SAMPLE_ROWS):
-        moments = moments.add_memory(frame(search.source.memory[rows[part]]))
-    return moments
+    noise, memory, drawn = everywhere(source.memory, _sums, source, frame, chosen, rows, generator.get_state())
+    generator.set_state(drawn)
+    return Scatter(noise, pairs, memory, len(rows))
+
+
+def _sums(
+    part: Division, source: Source, frame: Frame, chosen: Tensor, rows: Tensor, state: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Second moments of noise over some items, and of some memories. All draw alike, and sum up what they hold.
+
+    Returns:
+        Both [r, r], and the state of the draws after them.
+    """
+    memory, device = source.memory, source.memory.device
+    generator = torch.Generator(device)
+    generator.set_state(state)
+    moments = Scatter.empty(memory.dimension if frame.basis is None else frame.basis.shape[1], device)
+    for some in blocks(len(chosen), SAMPLE_ROWS):
+        C, own = _held(part, memory, source.rows(chosen[some]))
+        clean = C.clone() if source.noisy is None else source.noisy[chosen[some]].to(C)
+        X, _ = source.noised(clean, generator)
+        moments = moments.add_noise((frame(X) - frame(C))[own])
+    for some in blocks(len(rows), SAMPLE_ROWS):
+        C, own = _held(part, memory, rows[some])
+        moments = moments.add_memory(frame(C[own]))
+    return part.others.total(moments.noise), part.others.total(moments.memory), generator.get_state()
+
+
+def _held(part: Division, memory: Patterns, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Some memories, as far as they are held here; the others are zero.
+
+    Returns:
+        [n, d], and which are held, bool [n].
+    """
+    own = part.own(rows, len(memory))
+    C = torch.zeros(len(rows), memory.dimension, device=memory.device)
+    C[own.to(memory.device)] = memory[rows[own] - part.start]
+    return C, own.to(memory.device)
 
 
 def _views(V: Tensor, queries: Tensor, rivals: Tensor, dimension: int | None) -> Iterator[View]:

@@ -80,7 +80,8 @@ class Scatter:
         Returns:
             The sums with it.
         """
-        return replace(self, noise=self.noise + difference.T @ difference, pairs=self.pairs + len(difference))
+        exact = difference.double()  # in float32 the sums would tell how rows are divided
+        return replace(self, noise=self.noise + exact.T @ exact, pairs=self.pairs + len(difference))
 
     def add_memory(self, rows: Tensor) -> "Scatter":
         """Take in memories [n, r].
@@ -88,7 +89,8 @@ class Scatter:
         Returns:
             The sums with them.
         """
-        return replace(self, memory=self.memory + rows.T @ rows, memories=self.memories + len(rows))
+        exact = rows.double()
+        return replace(self, memory=self.memory + exact.T @ exact, memories=self.memories + len(rows))
 
     def __add__(self, other: "Scatter") -> "Scatter":
         """Both together.

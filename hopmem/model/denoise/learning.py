@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hopmem.divided import Division, everywhere
 from hopmem.model.denoise.candidates import Candidate, Moments, fitted, measure, try_all
 from hopmem.model.denoise.fisher import feature_map, lift_of
 from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
@@ -128,15 +129,26 @@ def raw_maps(memory: Patterns) -> dict[str, FeatureMap]:
     Returns:
         The cosine, the cosine of centred vectors, and the Euclidean distance, by name.
     """
-    mean, largest = memory.mean(), 0.0
-    for rows in memory.in_blocks():
-        largest = max(largest, float((memory[rows] - mean.float()).square().sum(1).max()))
-    lift = mean.new_tensor([lift_of(torch.tensor(largest))])
+    mean = memory.mean()
+    farthest = everywhere(memory, _farthest, memory, mean.float())
+    lift = mean.new_tensor([lift_of(farthest)])
     return {
         "cosine": FeatureMap(),
         "centred cosine": FeatureMap(centred=True),
         "euclidean": FeatureMap(b=torch.cat([-mean, lift])),
     }
+
+
+def _farthest(part: Division, memory: Patterns, mean: Tensor) -> Tensor:
+    """The largest squared distance from the mean.
+
+    Returns:
+        A scalar.
+    """
+    largest = 0.0
+    for rows in memory.in_blocks():
+        largest = max(largest, float((memory[rows] - mean).square().sum(1).max()))
+    return part.others.largest(torch.tensor(largest))
 
 
 def _refined(

@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hopmem.model.hopfield import Dynamics, Retrieval, complete, retrieve
 from hopmem.model.kernel import FeatureMap, Features, Patterns, small_blocks
-from hopmem.model.noise import Canvas, Noise
+from hopmem.model.noise import Canvas, Noise, parse_noise
 from hopmem.model.scan import NEGLIGIBLE as NEGLIGIBLE_WEIGHT
 
 BETA_QUERIES = 128  # queries on which β is chosen
@@ -48,6 +49,15 @@ class Source:
     noises: tuple[Noise, ...] = ()
     noisy: Tensor | None = None  # [n, d] the corrupted halves of given pairs, NaN where unknown
     row_of: Tensor | None = None  # [n] int64: the memory that is the clean half of each
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What others make the same of: noises go by their names.
+
+        Returns:
+            Their maker, and what it takes.
+        """
+        names = tuple(noise.name for noise in self.noises)
+        return _source, (self.memory, self.canvas, names, self.noisy, self.row_of)
 
     def __len__(self) -> int:
         """Count what corrupted copies can be made of.
@@ -88,12 +98,22 @@ class Source:
         Returns:
             Rows [n, d], NaN where an entry is unknown, and the number of the noise of each [n].
         """
-        count, device = max(1, len(self.noises)), self.memory.device
-        which = torch.arange(len(items), device=device) % count
-        which = which[torch.randperm(len(items), generator=generator, device=device)]
-        if self.noisy is not None:
-            return self.noisy[items].to(device, torch.float32), which
-        X = self.clean(items)
+        X = self.clean(items) if self.noisy is None else self.noisy[items].to(self.memory.device, torch.float32)
+        return self.noised(X, generator)
+
+    def noised(self, X: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Corrupt rows, by all noises in equal parts; what is drawn does not depend on them.
+
+        Args:
+            X: rows [n, d], clean, or the corrupted halves of given pairs; overwritten.
+            generator: as of `corrupted`.
+
+        Returns:
+            As `corrupted`.
+        """
+        count, device = max(1, len(self.noises)), X.device
+        which = torch.arange(len(X), device=device) % count
+        which = which[torch.randperm(len(X), generator=generator, device=device)]
         for number, noise in enumerate(self.noises):
             X[which == number] = noise(X[which == number], self.canvas, generator)
         return X, which
@@ -115,6 +135,13 @@ class Source:
         drawn = drawn[torch.randperm(count, generator=torch.Generator().manual_seed(seed))]  # any part is then fair
         X, which = self.corrupted(drawn, generator)
         return Trial(X, self.clean(drawn), self.rows(drawn), which.cpu())
+
+
+def _source(
+    memory: Patterns, canvas: Canvas, names: tuple[str, ...], noisy: Tensor | None, row_of: Tensor | None
+) -> Source:
+    noises = tuple(parse_noise(name, images=canvas.layout is not None) for name in names)
+    return Source(memory, canvas, noises, noisy, row_of)
 
 
 @dataclass(frozen=True)
