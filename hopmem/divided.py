@@ -146,6 +146,61 @@ class Divided:
         return back
 
 
+@dataclass(frozen=True)
+class Range:
+    """Consecutive rows of those that several processes hold, to be read in blocks."""
+
+    source: Divided
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        """Count the rows.
+
+        Returns:
+            m.
+        """
+        return self.stop - self.start
+
+    @property
+    def shape(self) -> torch.Size:
+        """[m, ...]."""
+        return torch.Size([len(self), *self.source.shape[1:]])
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the entries."""
+        return self.source.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """The size of these rows."""
+        return self.shape.numel() * self.dtype.itemsize
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        """Some of the rows.
+
+        Returns:
+            [m, ...].
+        """
+        start, stop, _ = rows.indices(len(self))
+        return self.source[self.start + start : self.start + stop]
+
+
+def cut(rows: Tensor, start: int, stop: int) -> Tensor:
+    """Consecutive rows, of which those that are divided are read when they are asked for.
+
+    Args:
+        rows: a tensor, or rows that are divided.
+        start: the first.
+        stop: behind the last.
+
+    Returns:
+        [m, ...].
+    """
+    return cast(Tensor, Range(rows, start, stop)) if isinstance(rows, Divided) else rows[start:stop]
+
+
 def everywhere(rows: object, function: Callable[..., ResultT], *args: Any, progress: Progress | None = None) -> ResultT:
     """Run a function where rows are held.
 

@@ -34,6 +34,7 @@ class Index:
     starts: tuple[int, ...]  # the first row of each file, and at last the number of all rows
     digests: tuple[str, ...]  # SHA-256 of the header of each file
     shard_size: int  # bytes that a file was asked to have at most
+    total_size: int  # bytes of all tensors
 
     @property
     def digest(self) -> str:
@@ -211,10 +212,11 @@ def _checked(path: Path, said: Mapping[str, Any], places: Mapping[str, str]) -> 
     """
     if said["format"] != INDEX:
         raise ValueError(f"the format {said['format']!r}")
-    files, starts, digests, size = said["files"], said["rows"], said["headers"], said["shard_size"]
+    files, starts, digests = said["files"], said["rows"], said["headers"]
+    size, total = said["shard_size"], said["total_size"]
     if not (0 < len(files) <= MOST and len(starts) == len(files) + 1 and len(digests) == len(files)):
         raise ValueError(f"{len(files)} files, {len(starts)} rows and {len(digests)} headers")
-    if not all(type(number) is int and 0 <= number <= header.LARGEST for number in [*starts, size]):
+    if not all(type(number) is int and 0 <= number <= header.LARGEST for number in [*starts, size, total]):
         raise ValueError("rows that are no numbers")
     if starts[0] != 0 or any(first >= last for first, last in pairwise(starts)):
         raise ValueError("rows that do not ascend from 0")
@@ -224,22 +226,21 @@ def _checked(path: Path, said: Mapping[str, Any], places: Mapping[str, str]) -> 
         raise ValueError("a weight_map of other files")
     if not all(isinstance(each, str) for each in digests):
         raise ValueError("headers that are no text")
-    return Index(path, tuple(path.with_name(name) for name in files), tuple(starts), tuple(digests), size)
+    return Index(path, tuple(path.with_name(name) for name in files), tuple(starts), tuple(digests), size, total)
 
 
-def write(path: Path, index: Index, tensors: Mapping[str, Path], total_size: int, *, force: bool) -> None:
+def write(path: Path, index: Index, tensors: Mapping[str, Path], *, force: bool) -> None:
     """Write an index: from then on the bank is what it says.
 
     Args:
         path: of the bank.
         index: of files that are written.
         tensors: the file of each.
-        total_size: bytes of all tensors.
         force: whether an index that stands there may be replaced.
     """
     said = {
         "format": INDEX,
-        "total_size": total_size,
+        "total_size": index.total_size,
         "shard_size": index.shard_size,
         "files": [file.name for file in index.files],
         "rows": list(index.starts),

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar, cast
 
 import torch
@@ -64,6 +65,16 @@ class Thread:
         return self.table.all(self.rank, what)
 
 
+def divided(thread: Thread, bank: MemoryBank) -> Company:
+    """What one process holds of a bank."""
+    M, P = len(bank), thread.size
+    rows = [slice(M * rank // P, M * (rank + 1) // P) for rank in range(P)]
+    own, tensors = rows[thread.rank], (bank.features, bank.values)
+    features, values = (None if each is None else each[own] for each in tensors)
+    part = replace(bank, patterns=bank.patterns[own], names=(), features=features, values=values)
+    return Company.by_memories(thread, part, rows, BUDGET)  # type: ignore[arg-type]
+
+
 def in_company(size: int, bank: MemoryBank, work: Callable[[MemoryBank], ResultT]) -> tuple[ResultT, list[Thread]]:
     """Work with a bank of which each of some processes holds a part."""
     table, failed = Table(size), list[BaseException]()
@@ -71,7 +82,7 @@ def in_company(size: int, bank: MemoryBank, work: Callable[[MemoryBank], ResultT
 
     def serve(rank: int) -> None:
         try:
-            Company.of(threads[rank], bank, by_memories=True, budget=BUDGET).serve()  # type: ignore[arg-type]
+            divided(threads[rank], bank).serve()
         except BaseException as error:
             failed.append(error)
             table.barrier.abort()
@@ -80,7 +91,7 @@ def in_company(size: int, bank: MemoryBank, work: Callable[[MemoryBank], ResultT
     for other in others:
         other.start()
     try:
-        company = Company.of(threads[0], bank, by_memories=True, budget=BUDGET)  # type: ignore[arg-type]
+        company = divided(threads[0], bank)
         found = work(company.whole(bank))
         company.part()
     except threading.BrokenBarrierError:

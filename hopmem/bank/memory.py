@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -190,22 +190,17 @@ class MemoryBank:
             delta, same = nearest_delta(Exactly(memory), few, max(16, block // 2), progress), EQUAL
         return self.noting(tuning=tune(delta, len(self), sampled=len(delta) < len(memory), same=same))
 
-    def piece(self, rows: slice, total: Callable[[Tensor], Tensor]) -> "MemoryBank":
-        """Some rows of the bank under the same map, to search in beside the others.
+    def near(self, mean: Tensor) -> "MemoryBank":
+        """The same bank, whose map is computed from another point: each part would else round in another way.
 
         Args:
-            rows: which.
-            total: adds up the tensors of all who hold a piece.
+            mean: of all patterns, also of those that others hold [d].
 
         Returns:
-            A bank without names.
+            The bank.
         """
-        Z, V = (None if each is None else each[rows] for each in (self.features, self.values))
-        found = replace(self, patterns=self.patterns[rows], names=(), features=Z, values=V)
-        if self.phi.b is not None:  # near the mean of all rows, or each piece would round in another way
-            held = found.rows()
-            mean = held.mean() * len(held) if len(held) else torch.zeros(self.dimension, dtype=torch.float64)
-            found.__dict__["_phi"] = self.phi.near(total(mean) / len(self))
+        found = replace(self)
+        found.__dict__["_phi"] = self.phi.near(mean)
         return found
 
     def noting(self, **facts: Any) -> "MemoryBank":

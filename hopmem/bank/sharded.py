@@ -14,6 +14,7 @@ from hopmem import header, shards
 from hopmem.bank import file
 from hopmem.bank.adjoin import Part, adjoined
 from hopmem.bank.tensors import PAGE, TYPES
+from hopmem.divided import cut
 from hopmem.errors import BankError, UnreadableError, UsageError
 from hopmem.header import Header
 from hopmem.pages import watch
@@ -58,7 +59,7 @@ def write(
     written: list[Path] = []
     try:
         for number, (start, end) in enumerate(pairwise(starts)):
-            some = {f"{name}.{number + 1:05}": tensor[start:end] for name, tensor in rows.items()}
+            some = {f"{name}.{number + 1:05}": cut(tensor, start, end) for name, tensor in rows.items()}
             own = {"bank": path.name, "rows": f"{start} {end}"} | ({} if number else metadata)
             written.append(files[number])
             file.write(
@@ -69,12 +70,11 @@ def write(
                 form=shards.SHARD,
                 as_they_come=True,
             )
-        index = Index(
-            shards.index_path(path), tuple(files), tuple(starts), tuple(map(header.digest, files)), shard_size
-        )
-        places = {name: file for number, file in enumerate(files) for name in index.header(number).tensors}
+        digests = tuple(map(header.digest, files))
         total = sum(tensor.nbytes for tensor in [*rows.values(), *kept.values()])
-        shards.write(path, index, places, total, force=force)
+        index = Index(shards.index_path(path), tuple(files), tuple(starts), digests, shard_size, total)
+        places = {name: file for number, file in enumerate(files) for name in index.header(number).tensors}
+        shards.write(path, index, places, force=force)
     except BaseException:
         for each in written:
             with suppress(OSError):
@@ -272,7 +272,7 @@ def _starts(rows: Mapping[str, Tensor], more: int, shard_size: int | None) -> li
     Returns:
         The first row of each file, and the number of all.
     """
-    M, widths = len(next(iter(rows.values()))), [tensor[:1].nbytes for tensor in rows.values()]
+    M, widths = len(next(iter(rows.values()))), [tensor.nbytes // len(tensor) for tensor in rows.values()]
     if shard_size is None or sum(widths) * M + more <= shard_size:
         return [0, M]
     whole_pages = max(PAGE // gcd(PAGE, width) for width in widths)

@@ -5,12 +5,13 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from hopmem import shards
-from hopmem.bank import MemoryBank
-from hopmem.bank.file import verify
+from hopmem.bank import MemoryBank, sharded
+from hopmem.bank.sharded import verify
 from hopmem.devices import memory_errors
 from hopmem.errors import BankError
 from hopmem.header import CHECKSUMS, metadata
@@ -24,30 +25,45 @@ if TYPE_CHECKING:  # who is alone loads nothing of it
 Split = Literal["auto", "memories", "queries"]
 
 
+def opened(bank_path: str, machine: Machine) -> MemoryBank:
+    """Open a bank, as far as this process reads it by itself.
+
+    Args:
+        bank_path: the bank.
+        machine: which processes there are.
+
+    Returns:
+        The bank; of several processes, which will divide it, its outline.
+    """
+    return MemoryBank.load(bank_path) if machine.cluster is None else MemoryBank.outline(bank_path)
+
+
 @contextmanager
-def company(bank_path: str, bank: MemoryBank, machine: Machine, split: Split) -> Iterator[Company | None]:
+def company(
+    bank_path: str, bank: MemoryBank, machine: Machine, split: Split
+) -> Iterator[tuple[MemoryBank, Company | None]]:
     """Divide a bank among the processes of this run, of which this is the first one.
 
     Args:
         bank_path: the bank, which all processes read.
-        bank: as this one has opened it.
+        bank: as this one has `opened` it.
         machine: which processes there are.
         split: whether memories are divided or queries; auto goes by the size of the bank.
 
     Yields:
-        Who searches in it; None where this process is alone.
+        The bank as this process sees it, and who searches in it; None where this process is alone.
 
     Raises:
         KeyboardInterrupt: the work was interrupted: the others may wait for what will not come, and end.
     """
     if machine.cluster is None:
-        yield None
+        yield bank, None
         return
     machine.cluster.tell(split)
     machine.cluster.begin()
     held = _divided(bank_path, bank, machine.cluster, machine.budget, split)
     try:
-        yield held
+        yield held.whole(bank), held
     except KeyboardInterrupt:
         machine.cluster.first_to_speak()  # and no other
         raise
@@ -65,9 +81,8 @@ def divided(bank_path: str, machine: Machine) -> Iterator[MemoryBank]:
     Yields:
         The bank; of a process alone, as it is.
     """
-    bank = MemoryBank.load(bank_path)
-    with company(bank_path, bank, machine, "memories") as held:
-        yield bank if held is None else held.whole(bank)
+    with company(bank_path, opened(bank_path, machine), machine, "memories") as (bank, _):
+        yield bank
 
 
 def serve(bank_path: str, machine: Machine) -> None:
@@ -80,12 +95,18 @@ def serve(bank_path: str, machine: Machine) -> None:
     if machine.cluster is not None:
         with memory_errors():
             while (split := machine.cluster.tell(None)) is not None:
-                bank = MemoryBank.load(bank_path)
-                _divided(bank_path, bank, machine.cluster, machine.budget, split).serve()
+                _divided(bank_path, None, machine.cluster, machine.budget, split).serve()
 
 
-def _divided(bank_path: str, bank: MemoryBank, cluster: "Cluster", budget: int, split: Split) -> Company:
+def _divided(bank_path: str, bank: MemoryBank | None, cluster: "Cluster", budget: int, split: Split) -> Company:
     """Divide a bank, once it is certain that all have the same.
+
+    Args:
+        bank_path: the bank.
+        bank: its outline, with the first process.
+        cluster: all processes.
+        budget: bytes of working memory.
+        split: what is divided.
 
     Returns:
         What this process holds.
@@ -94,14 +115,23 @@ def _divided(bank_path: str, bank: MemoryBank, cluster: "Cluster", budget: int, 
         BankError: processes have opened banks that differ.
     """
     by_memories = cluster.tell(_by_memories(bank_path, cluster, split))  # before all else: the first one may be late
-    if os.environ.get("GROUP_WORLD_SIZE") != "1" and os.environ.get("LOCAL_RANK") == "0":  # each host reads its own
-        verify(bank_path)
+    several = shards.find(bank_path) is not None
+    if (
+        os.environ.get("GROUP_WORLD_SIZE") != "1"
+        and os.environ.get("LOCAL_RANK") == "0"
+        and not (several and by_memories)
+    ):
+        verify(bank_path)  # each host reads its own; of several files, each process those that it holds
     found = cluster.each((socket.gethostname(), identity(bank_path)))
     for rank, (host, digest) in enumerate(found):
         if digest != found[0][1]:
             expected = f"the bank of process 0 on {found[0][0]}"
             raise BankError(bank_path, expected, f"another one with process {rank} on {host}")
-    return Company.of(cluster, bank, by_memories, budget)
+    if not by_memories:
+        return Company.by_queries(cluster, MemoryBank.load(bank_path), budget)
+    outline: MemoryBank = cluster.tell(None if bank is None else replace(bank, names=()))
+    rows = sharded.divided(bank_path, len(outline), cluster.size)
+    return Company.by_memories(cluster, outline.part(bank_path, rows[cluster.rank]), rows, budget)
 
 
 def identity(bank_path: str) -> str:
@@ -134,4 +164,5 @@ def _by_memories(bank_path: str, cluster: "Cluster", split: Split) -> bool:
     here = int(os.environ.get("LOCAL_WORLD_SIZE", cluster.size))
     limit = room()
     fits = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2 // here if limit is None else limit
-    return shards.size(bank_path) > fits
+    index = shards.find(bank_path)
+    return (Path(bank_path).stat().st_size if index is None else index.total_size) > fits

@@ -14,7 +14,7 @@ from hopmem.errors import INTERRUPTED, TERMINATED, Terminated, UsageError
 from hopmem.pages import require
 from hopmem.patterns import Loaded, Reading, Target, writing
 from hopmem.pipeline.asked import read_queries, rows_of
-from hopmem.pipeline.company import Split, company
+from hopmem.pipeline.company import Split, company, opened
 from hopmem.pipeline.given import as_asked, target_of
 from hopmem.pipeline.kept import Kept, interrupted, keeping, run_of
 from hopmem.pipeline.outcome import RUNTIME, Machine, Outcome
@@ -82,7 +82,7 @@ def retrieve(
         raise UsageError("--resume: expected -o OUT, a file or a folder, found none")
     if output is not None:
         refuse_itself(output, shards.files(bank_path))
-    bank = MemoryBank.load(bank_path)
+    bank = opened(bank_path, machine)
     if pictures and (bank.layout is None or bank.values is not None):
         raise UsageError("--plot: expected a bank of images that returns its patterns, found rows of numbers or values")
     device, stopped = str(resolve(machine.device)), 0
@@ -98,17 +98,17 @@ def retrieve(
         if target is not None:
             target = target.with_standing(before)
             target.refuse_overwrite()
-        bank = _tuned(bank, options.get("beta"), machine)
         most = _kept(0 if dry_run else len(read.stored), most, options.get("top", 1))
         tally = Tally(bank, read.row_names, most, emit, pictured=pictures)
         try:
-            with company(bank_path, bank, machine, split) as holder:
+            with company(bank_path, bank, machine, split) as (divided, holder):
+                tally.bank = whole = _tuned(divided, options.get("beta"), machine)
                 options |= {"company": holder}
                 if dry_run:
-                    estimate = _estimated(read, bank, machine, options)
+                    estimate = _estimated(read, whole, machine, options)
                     return Outcome(estimate, device, list(read.notes), list(read.skipped))
                 with keeping(target, run, before) as kept:
-                    _answer(read, bank, target, kept, tally, machine, options)
+                    _answer(read, whole, target, kept, tally, machine, options)
         except KeyboardInterrupt as stop:
             if not tally.count or machine.cluster is not None:  # torchrun may be about to start all again
                 raise

@@ -32,7 +32,7 @@ class Tally:
             emit: told the answers of each block.
             pictured: whether pictures are wanted.
         """
-        self._bank, self._names, self._emit, self._most, self._pictured = bank, names, emit, most, pictured
+        self.bank, self._names, self._emit, self._most, self._pictured = bank, names, emit, most, pictured
         self.count = 0  # of the queries that were answered
         self._matches: list[Match] = []  # the first of them
         self.pictures: list[Picture] = []  # of the least sure answers, those first
@@ -54,7 +54,7 @@ class Tally:
         self.count = rows.stop
         told = len(answer.match) if self._emit is not None and not again else 0
         kept = min(len(answer.match), self._most - len(self._matches))
-        matches = _matches(answer, self._names[rows], self._bank, max(told, kept))
+        matches = _matches(answer, self._names[rows], self.bank, max(told, kept))
         if self._emit is not None and told:
             self._emit(matches)
         self._matches += matches[:kept]
@@ -62,9 +62,9 @@ class Tally:
         self._steps = max(self._steps, int(answer.steps.max()))
         self._rejected += answer.match.count(None)
         self._largest = max(self._largest, float(X.nan_to_num(0).abs().max()))
-        self._scaled = self._bank.scale != 1 and asked.stored.is_floating_point()
+        self._scaled = self.bank.scale != 1 and asked.stored.is_floating_point()
         if self._pictured:
-            more = _pictures(X, asked.known, answer, self._bank, self._names[rows])
+            more = _pictures(X, asked.known, answer, self.bank, self._names[rows])
             self.pictures = sorted([*self.pictures, *more], key=lambda each: each.confidence)[:MOST_PICTURES]
 
     @property

@@ -10,9 +10,9 @@ reductions of `divided.Others`. What the first process decides, it decides alone
 import io
 import pickle
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count, pairwise
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -105,27 +105,42 @@ class Company:
     mine: list[Tensor] = field(default_factory=list)  # of a question, what is not sent
 
     @classmethod
-    def of(cls, cluster: "Cluster", bank: MemoryBank, by_memories: bool, budget: int) -> "Company":
-        """Divide a bank.
+    def by_queries(cls, cluster: "Cluster", bank: MemoryBank, budget: int) -> "Company":
+        """Divide queries.
 
         Args:
             cluster: all processes.
-            bank: the whole bank, mapped: only what is held here is read.
-            by_memories: whether memories are split, or queries.
+            bank: the whole bank.
             budget: bytes of working memory.
 
         Returns:
             What this process holds.
         """
-        if not by_memories:
-            readout = bank.readout(cluster.device)
-            return cls(cluster, bank, None, budget, readout.spread, readout.longest)
-        M, P = len(bank), cluster.size
-        starts = [M * rank // P for rank in range(P + 1)]
-        rows = slice(starts[cluster.rank], starts[cluster.rank + 1])
-        most = max(end - start for start, end in pairwise(starts))
-        part = bank.piece(rows, lambda X: cluster.total(X.to(cluster.device)).to(X.device))
-        shard, tensors = Shard(cluster, rows.start, M, most), (part.patterns, part.features, part.values)
+        readout = bank.readout(cluster.device)
+        return cls(cluster, bank, None, budget, readout.spread, readout.longest)
+
+    @classmethod
+    def by_memories(cls, cluster: "Cluster", part: MemoryBank, rows: Sequence[slice], budget: int) -> "Company":
+        """Divide a bank.
+
+        Args:
+            cluster: all processes.
+            part: the rows that this one holds.
+            rows: which rows each process holds.
+            budget: bytes of working memory.
+
+        Returns:
+            What this process holds.
+        """
+        M, most = rows[-1].stop, max(each.stop - each.start for each in rows)
+        if part.phi.b is not None:
+            own = part.rows()
+            total = own.mean() * len(own) if len(own) else torch.zeros(part.dimension, dtype=torch.float64)
+            part = part.near(cluster.total(total.to(cluster.device)).to(total.device) / M)
+        shard, tensors = (
+            Shard(cluster, rows[cluster.rank].start, M, most),
+            (part.patterns, part.features, part.values),
+        )
         named = zip((PATTERNS, FEATURES, VALUES), tensors, strict=True)
         held = {name: (tensor, shard) for name, tensor in named if tensor is not None}
         return cls(cluster, part, shard, budget, *_lengths(cluster, part), held)
@@ -134,11 +149,13 @@ class Company:
         """The bank as the first process sees it: its rows lie with all.
 
         Args:
-            bank: the bank that was divided by memories.
+            bank: the bank that was divided, or its outline.
 
         Returns:
-            The same bank, of which no row is read here that another process holds.
+            The same bank, of which no row is read here that another process holds; all of it where queries are divided.
         """
+        if self.shard is None:
+            return self.bank
         tensors = {PATTERNS: bank.patterns, FEATURES: bank.features, VALUES: bank.values}
         rows: dict[str, Any] = {
             name: None if X is None else as_tensor(Divided(self, name, X.shape, X.dtype)) for name, X in tensors.items()
