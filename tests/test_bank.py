@@ -173,6 +173,20 @@ def test_many_long_names_fit_since_they_are_no_part_of_the_header(tmp_path):
         assert int.from_bytes(file.read(8), "little") < 5000
 
 
+def test_names_are_read_when_they_are_asked_for(tmp_path):
+    names = [f"{row}-é\udcff" for row in range(70_000)]
+    MemoryBank.from_patterns(torch.ones(len(names), 1), names=names).save(tmp_path / "bank")
+    found = MemoryBank.load(tmp_path / "bank").names
+    assert not isinstance(found, tuple | list)
+    assert (found[0], found[-1], found[69_999]) == (names[0], names[-1], names[-1])
+    assert found[65_535:65_538] == tuple(names[65_535:65_538])
+    assert found == names
+    assert found != names[::-1]
+    assert "1-é\udcff" in found
+    with pytest.raises(IndexError):
+        found[70_000]
+
+
 def test_saving_twice_writes_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         learned_bank().save(tmp_path / name)

@@ -18,7 +18,7 @@ from hopmem.errors import BankError, MissingInputError, UnreadableError
 from hopmem.header import CHEAP, CHECKSUMS, ITSELF, WRITER, check, of_metadata, steadily
 from hopmem.header import read as read_header
 from hopmem.model.kernel import blocks
-from hopmem.pages import require_names, watch
+from hopmem.pages import watch
 from hopmem.shards import SHARD
 
 FORMAT = "hopmem.bank/1"
@@ -156,23 +156,6 @@ def names_to(names: Sequence[str]) -> dict[str, Tensor]:
         ends.append(len(text))
     raw = torch.frombuffer(text or bytearray(1), dtype=torch.uint8)[: ends[-1]]
     return {"names": raw, "names.offsets": torch.frombuffer(ends, dtype=torch.int64)}
-
-
-def names_from(data: Tensor, offsets: Tensor) -> tuple[str, ...]:
-    """Names from their bytes.
-
-    Returns:
-        One for each pair of neighbouring offsets.
-
-    Raises:
-        ValueError: offsets that do not cut the bytes.
-    """
-    require_names(len(offsets) - 1)
-    raw = data.numpy().data
-    if int(offsets[0]) != 0 or int(offsets[-1]) != len(raw) or bool((offsets.diff() < 0).any()):
-        raise ValueError("names.offsets do not ascend from 0 to the length of the names")
-    ends = offsets.numpy()
-    return tuple(str(raw[ends[row] : ends[row + 1]], "utf-8", "surrogateescape") for row in range(len(ends) - 1))
 
 
 def _with_checksums(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from hopmem import shards
 from hopmem.bank import file, sharded
 from hopmem.bank.learning import Learning, learning_of
+from hopmem.bank.names import Names
 from hopmem.bank.rows import as_rows
 from hopmem.bank.tuning import EQUAL, SAME, Tuning, tune
 from hopmem.divided import Division, everywhere
@@ -39,7 +40,7 @@ class MemoryBank:
     """Stored patterns Ξ with their names, and the feature map learned for them."""
 
     patterns: Tensor  # [M, d] in the source's type
-    names: tuple[str, ...]  # [M]
+    names: Sequence[str]  # [M]
     shape: tuple[int, ...]  # of one pattern, of product d
     scale: float = 1.0  # what one stored unit is worth: 1/255 for 8-bit images
     layout: Layout | None = None  # HW, HWC or CHW, where the patterns are images
@@ -447,7 +448,7 @@ def _assemble(tensors: dict[str, Tensor], metadata: dict[str, str]) -> MemoryBan
     tuning, learning = read("tuning"), read("learning")
     return MemoryBank(
         patterns=tensors["patterns"],
-        names=file.names_from(tensors["names"], tensors["names.offsets"]),
+        names=Names(tensors["names"], tensors["names.offsets"]),
         shape=read_tuple("shape"),
         scale=float(read("scale")),
         layout=read_layout("layout"),

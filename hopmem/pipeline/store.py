@@ -21,7 +21,7 @@ from hopmem.errors import InvalidDataError, UsageError
 from hopmem.lock import writing
 from hopmem.model.kernel import small_blocks
 from hopmem.model.separation import nearest_delta
-from hopmem.pages import room
+from hopmem.pages import require_names, room
 from hopmem.patterns import Loaded, Reading, load, spoken
 from hopmem.pipeline.inspect import is_cheap, remember
 from hopmem.pipeline.outcome import RUNTIME, Machine, Outcome
@@ -189,10 +189,11 @@ def _appended(old: MemoryBank, new: MemoryBank, source: str) -> MemoryBank:
     if old.features is not None:
         more = replace(old, patterns=patterns, features=None).memory()
         features = joined([old.features, more.whole()])
+    require_names(len(old) + len(new))
     return replace(
         old,
         patterns=joined([old.patterns, patterns]),
-        names=old.names + new.names,
+        names=(*old.names, *new.names),
         values=values,
         features=features,
     )
