@@ -81,7 +81,8 @@ class Host:
         self.start()
 
     def start(self) -> None:
-        self.life = self.stack.enter_context(ExitStack())
+        self.life, self.running = self.stack.enter_context(ExitStack()), list["subprocess.Popen[bytes]"]()
+        self.life.callback(lambda running: [each.wait() for each in running], self.running)  # which ends with the host
         self.process = self.life.enter_context(namespaces("net", "uts", "mount", "pid"))
         self.switch("add", f"host{self.number}", "type", "veth", "peer", "name", "eth0", "netns", self.process)
         self.switch("set", f"host{self.number}", "master", "wire", "up")
@@ -124,9 +125,12 @@ class Host:
         launch.append(f"--rdzv-conf=is_host={int(self.number == 1)},{quick}")
         words = self.enter(sys.executable, *launch, "-m", "hopmem", *command)
         environment = os.environ | {"GLOO_SOCKET_IFNAME": "eth0", "HOPMEM_PATIENCE": str(PATIENCE)}
+        environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # or a host that is started again finds none
         log = self.logs / f"{self.number}-{len(list(self.logs.iterdir()))}"
         with log.open("wb") as said:
-            return Running(subprocess.Popen(words, stdout=said, stderr=said, env=environment), log)
+            process = subprocess.Popen(words, stdout=said, stderr=said, env=environment)
+        self.running.append(process)
+        return Running(process, log)
 
 
 @pytest.fixture
