@@ -142,18 +142,19 @@ class Cluster:
         self._wait(lambda: dist.all_gather(parts, X))
         return torch.cat(parts, 1)
 
-    def same(self, X: Tensor) -> Tensor:
-        """Give all what the first process has.
+    def same(self, X: Tensor, rank: int = 0) -> Tensor:
+        """Give all what one process has.
 
         Args:
             X: of one shape and type for all.
+            rank: of the process.
 
         Returns:
             Its tensor.
         """
         X = X.clone(memory_format=torch.contiguous_format)
-        self.sent += X.nbytes if self.rank == 0 else 0
-        self._wait(lambda: dist.broadcast(X, 0))
+        self.sent += X.nbytes if self.rank == rank else 0
+        self._wait(lambda: dist.broadcast(X, rank))
         return X
 
     def to_first(self, X: Tensor) -> Tensor:

@@ -28,8 +28,16 @@ class Others(Protocol):
     def side_by_side(self, X: Tensor) -> Tensor:
         """Their columns [b, P·k], in the order of the processes."""
 
-    def same(self, X: Tensor) -> Tensor:
-        """That of the first process."""
+    @property
+    def rank(self) -> int:
+        """Which of them this one is."""
+
+    @property
+    def size(self) -> int:
+        """How many they are."""
+
+    def same(self, X: Tensor, rank: int = 0) -> Tensor:
+        """That of one process, by itself the first."""
 
     def to_first(self, X: Tensor) -> Tensor:
         """With the first process the rows [m, ...] of all, one process after another; with the others their own."""
@@ -37,6 +45,16 @@ class Others(Protocol):
 
 class Nobody:
     """The others of a process that is alone."""
+
+    rank, size = 0, 1
+
+    def same(self, X: Tensor, rank: int = 0) -> Tensor:
+        """What one of them has.
+
+        Returns:
+            Its own.
+        """
+        return X
 
     def total(self, X: Tensor) -> Tensor:
         """What all have.
@@ -46,7 +64,7 @@ class Nobody:
         """
         return X
 
-    largest = side_by_side = same = to_first = total
+    largest = side_by_side = to_first = total
 
 
 @dataclass(frozen=True)

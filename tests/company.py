@@ -51,8 +51,9 @@ class Thread:
     def side_by_side(self, X: Tensor) -> Tensor:
         return torch.cat(self._all(X), 1)
 
-    def same(self, X: Tensor) -> Tensor:
-        return self.table.all(self.rank, X)[0].clone()
+    def same(self, X: Tensor, rank: int = 0) -> Tensor:
+        self.sent += X.numel() if self.rank == rank else 0
+        return cast(Tensor, self.table.all(self.rank, X)[rank].clone())
 
     def to_first(self, X: Tensor) -> Tensor:
         found = self._all(X)

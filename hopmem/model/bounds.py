@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from hopmem.model.gram import Progress, UnitRows, gram_blocks
+from hopmem.divided import Division, everywhere
+from hopmem.model.gram import Progress, UnitRows, shared_blocks
 from hopmem.model.kernel import blocks
 
 FEW = 16  # memories that are looked at together, in float64
@@ -220,15 +221,24 @@ def _row_sums(Z: UnitRows, beta: float, r: float, block: int, progress: Progress
     Returns:
         Sums [M], float64.
     """
-    sums = torch.zeros(len(Z), dtype=torch.float64)
-    for first, second, cosines in gram_blocks(Z, block, progress):
+    return everywhere(Z, _add_up, Z, beta, r, block, progress=progress)
+
+
+def _add_up(part: Division, Z: UnitRows, beta: float, r: float, block: int) -> Tensor:
+    """The sums over all pairs.
+
+    Returns:
+        float64 [M].
+    """
+    sums = torch.zeros(part.memories, dtype=torch.float64)
+    for first, second, cosines in shared_blocks(part, Z, block):
         squared = cosines.mul_(-2).add_(2).clamp_min_(0)
         distance = torch.threshold(squared.sqrt(), UNRESOLVED, 0)  # copies, and the memory itself, add nothing
         terms = squared.mul_(-beta / 2).add_(distance, alpha=beta * r).exp_().mul_(distance)
         sums[first] += terms.sum(1).double().cpu()
         if first != second:
             sums[second] += terms.sum(0).double().cpu()
-    return sums
+    return part.others.total(sums)
 
 
 def _distances(Z: UnitRows, chosen: Tensor, block: int) -> Tensor:
@@ -237,14 +247,22 @@ def _distances(Z: UnitRows, chosen: Tensor, block: int) -> Tensor:
     Returns:
         Distances [m, M], float64; zero on the memory itself.
     """
-    left, M = Z[chosen].double(), len(Z)
-    parts = []
-    for rows in blocks(M, block):
-        right = Z[rows].double()  # in float32 the distance of two copies would be the root of its rounding, 5e-4
-        parts.append(left.square().sum(1)[:, None] + right.square().sum(1) - 2 * (left @ right.T))
-    squared = torch.cat(parts, dim=1).cpu()
+    squared = everywhere(Z, _squared, Z, Z[chosen].double(), block).T.contiguous()
     squared[torch.arange(len(chosen)), chosen] = 0
     return squared.clamp_min_(0).sqrt_()
+
+
+def _squared(part: Division, Z: UnitRows, left: Tensor, block: int) -> Tensor:
+    """δ² of all memories to a few, as float64 products give it.
+
+    Returns:
+        [M, m].
+    """
+    parts = [left.new_empty(0, len(left))]
+    for rows in blocks(len(Z), block):
+        right = Z[rows].double()  # in float32 the distance of two copies would be the root of its rounding, 5e-4
+        parts.append((left.square().sum(1)[:, None] + right.square().sum(1) - 2 * (left @ right.T)).T)
+    return part.others.to_first(torch.cat(parts).cpu())
 
 
 def _double(r: float) -> Tensor:

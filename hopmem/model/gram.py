@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hopmem.divided import Division
 from hopmem.model.kernel import Features, Rows, blocks, processor_has
 from hopmem.pages import rest
 
@@ -55,6 +56,72 @@ def gram_blocks(Z: UnitRows, size: int, progress: Progress | None) -> Iterator[t
         done += pairs
         if progress:
             progress(done, M * M)
+
+
+def shared_blocks(part: Division, Z: UnitRows, size: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """The blocks of Z Zᵀ that fall to this process: together, all have each pair of memories once.
+
+    Blocks of rows are passed round. A process looks at the pairs of its own memories, and at those of its own with the
+    memories of the half of the processes that come after it; two that lie opposite part theirs.
+
+    Args:
+        part: which memories are held here.
+        Z: their unit features.
+        size: rows of a block.
+
+    Yields:
+        Both ranges of rows, among those of all and the second not before the first, and the block, free to be changed.
+    """
+    others, M, done = part.others, len(Z), 0
+
+    def told(C: Tensor, times: int) -> None:
+        nonlocal done
+        done += C.numel() * times
+        if part.progress:
+            part.progress(min(part.memories**2, done * others.size), part.memories**2)
+
+    for first, second, C in gram_blocks(Z, size, None):
+        yield _among(first, part.start), _among(second, part.start), C
+        told(C, 1 if first == second else 2)
+    form = Z[slice(0, 0)]
+    starts = others.side_by_side(torch.tensor([[part.start, M]])).view(-1, 2).tolist() if others.size > 1 else []
+    for rank, (start, count) in enumerate(starts):
+        own, most = _fall_to(others.rank, rank, others.size, M, count)
+        for second in blocks(count, size):
+            right = Z[second] if rank == others.rank else form.new_empty(second.stop - second.start, form.shape[1])
+            right = others.same(right, rank)
+            if second.start < most:
+                right, there = right[: most - second.start], slice(second.start, min(second.stop, most))
+                for rows in blocks(own.stop - own.start, size):
+                    mine = _among(rows, own.start)
+                    C, pair = Z[mine] @ right.T, (_among(mine, part.start), _among(there, start))
+                    yield (*pair, C) if part.start < start else (*pair[::-1], C.T)
+                    told(C, 2)
+
+
+def _among(rows: slice, start: int) -> slice:
+    return slice(start + rows.start, start + rows.stop)
+
+
+def _fall_to(rank: int, other: int, size: int, own: int, count: int) -> tuple[slice, int]:
+    """Which pairs with the memories of another process are looked at here.
+
+    Args:
+        rank: this process.
+        other: the other one.
+        size: how many there are.
+        own: memories of this one.
+        count: memories of the other.
+
+    Returns:
+        Which of its own, and the first how many of the other.
+    """
+    ahead = (other - rank) % size
+    if 0 < 2 * ahead < size:
+        return slice(0, own), count
+    if 2 * ahead == size:  # opposite: one takes the first half of the other's, which takes the rest
+        return (slice(0, own), count // 2) if rank < other else (slice(own // 2, own), count)
+    return slice(0, 0), 0
 
 
 def _ways(Z: UnitRows, size: int) -> Iterator[tuple[slice, slice, Tensor]]:

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from hopmem.model.gram import Progress, UnitRows, gram_blocks
+from hopmem.divided import Division, Others, everywhere
+from hopmem.model.gram import Progress, UnitRows, gram_blocks, shared_blocks
 from hopmem.model.kernel import blocks, small_blocks
 from hopmem.scratch import empty
 
@@ -34,6 +36,25 @@ class Separation:
     loss: float  # Definition 4 at the inverse width that was asked for; nan where none was
     pairs: Tensor  # [k, 2] the closest pairs, int64, closest first
     cosines: Tensor  # [k] of those pairs, float64
+
+    def exactly(self, Z: UnitRows, wanted: int) -> "Separation":
+        """Look at the closest pairs anew in float64, by ‖z_μ − z_ν‖: near 1 the product has lost the angle.
+
+        Args:
+            Z: the unit features.
+            wanted: how many pairs to keep.
+
+        Returns:
+            The same with these pairs, closest first; of equal ones the first rows first.
+        """
+        if not len(self.pairs):
+            return replace(self, cosines=self.cosines.double())
+        A, B = (Z[side.contiguous()].double().cpu() for side in self.pairs.unbind(1))
+        norms = A.norm(dim=1) * B.norm(dim=1)
+        A, B = (side / side.norm(dim=1, keepdim=True).clamp_min(1e-300) for side in (A, B))
+        cosines = torch.where(norms > 0, 1 - (A - B).square().sum(1) / 2, 0)
+        order = cosines.sort(descending=True, stable=True).indices[:wanted]
+        return replace(self, pairs=self.pairs[order], cosines=cosines[order])
 
     @property
     def max_cosine(self) -> float:
@@ -103,12 +124,21 @@ def separation(
     Returns:
         Δ for each memory and the statistics of all pairs.
     """
-    M = len(Z)
+    return everywhere(Z, _over_pairs, Z, t, closest, block, progress=progress).exactly(Z, closest)
+
+
+def _over_pairs(part: Division, Z: UnitRows, t: float | None, closest: int, block: int) -> Separation:
+    """One pass over the pairs.
+
+    Returns:
+        The separation, with some more of the closest pairs than are wanted, as float32 has them.
+    """
+    M, others = part.memories, part.others
     nearest = torch.full((M,), -math.inf, dtype=torch.float64)
     norm = torch.zeros(M, dtype=torch.float64)
     total, log_kernel_sum = 0.0, -math.inf
     top = _ClosestPairs(closest)
-    for first, second, cosines in gram_blocks(Z, block, progress):
+    for first, second, cosines in shared_blocks(part, Z, block):
         if first == second:
             norm[first] = cosines.diagonal().double().cpu()
             cosines.fill_diagonal_(-math.inf)
@@ -119,15 +149,36 @@ def separation(
             log_kernel_sum = _log_add(log_kernel_sum, math.log(twice) + _log_kernel_sum(cosines, t))
         total += twice * float(cosines.clamp_min_(-2).sum()) + 2 * len(cosines) * (twice == 1)
         top.add(cosines, first.start, second.start, symmetric=twice == 1)
-    pairs, cosines = top.exact(Z)
+    pairs, cosines = top.of_all(others)
+    total, log_kernel_sum = float(others.total(_number(total))), log_total(others, log_kernel_sum)
     count = M * (M - 1)
     return Separation(
-        delta=norm - nearest,
+        delta=others.total(norm) - others.largest(nearest),
         mean_cosine=total / count if count else math.nan,
         loss=log_kernel_sum - math.log(count) if t is not None and count else math.nan,
         pairs=pairs,
         cosines=cosines,
     )
+
+
+def log_total(others: Others, x: float) -> float:
+    """Ln Σ e^x over all processes.
+
+    Args:
+        others: all of them.
+        x: of this one; may be −∞.
+
+    Returns:
+        The logarithm of the sum.
+    """
+    largest = float(others.largest(_number(x)))
+    if largest == -math.inf:
+        return largest
+    return largest + math.log(float(others.total(_number(math.exp(x - largest)))))
+
+
+def _number(x: float) -> Tensor:
+    return torch.tensor(x, dtype=torch.float64)
 
 
 def nearest_delta(Z: UnitRows, sample: Tensor | None, block: int = 1024, progress: Progress | None = None) -> Tensor:
@@ -147,15 +198,34 @@ def nearest_delta(Z: UnitRows, sample: Tensor | None, block: int = 1024, progres
     parts = []
     for part in blocks(len(sample), block):
         left = Z[sample[part]]
-        nearest = torch.full((len(left),), -math.inf, dtype=torch.float64)
-        for rows in blocks(len(Z), block):
-            cosines = left @ Z[rows].T  # [m, n]
-            itself = sample[part].to(left.device)[:, None] == torch.arange(rows.start, rows.stop, device=left.device)
-            nearest = torch.maximum(nearest, cosines.masked_fill(itself, -math.inf).amax(1).double().cpu())
+        nearest = everywhere(Z, _largest_cosine, Z, left, sample[part], block)
         parts.append(left.square().sum(1).double().cpu() - nearest)
         if progress:
             progress(part.stop, len(sample))
     return torch.cat(parts)
+
+
+def _largest_cosine(part: Division, Z: UnitRows, left: Tensor, chosen: Tensor, block: int) -> Tensor:
+    """The largest cosine of each of a few memories with another.
+
+    Returns:
+        float64 [m].
+    """
+    nearest = torch.full((len(left),), -math.inf, dtype=torch.float64)
+    for rows in blocks(len(Z), block):
+        cosines = left @ Z[rows].T  # [m, n]
+        itself = chosen.to(left.device)[:, None] == _numbers(part, rows, left.device)
+        nearest = torch.maximum(nearest, cosines.masked_fill(itself, -math.inf).amax(1).double().cpu())
+    return part.others.largest(nearest)
+
+
+def _numbers(part: Division, rows: slice, device: torch.device) -> Tensor:
+    """The numbers of some rows that are held here, among those of all.
+
+    Returns:
+        int64 [n].
+    """
+    return torch.arange(part.start + rows.start, part.start + rows.stop, device=device)
 
 
 def nearest(Z: UnitRows, chosen: Tensor, block: int = 1024) -> Tensor:
@@ -169,17 +239,26 @@ def nearest(Z: UnitRows, chosen: Tensor, block: int = 1024) -> Tensor:
     Returns:
         Memories, int64 [m]; of equal ones the first.
     """
-    left = Z[chosen].double()
+    return everywhere(Z, _nearest, Z, Z[chosen].double(), chosen, block)
+
+
+def _nearest(part: Division, Z: UnitRows, left: Tensor, chosen: Tensor, block: int) -> Tensor:
+    """Which memory lies closest to each of a few.
+
+    Returns:
+        int64 [m].
+    """
     best = torch.full((len(left),), -math.inf, dtype=torch.float64, device=left.device)
     found = torch.zeros(len(left), dtype=torch.int64, device=left.device)
     for rows in blocks(len(Z), block):
-        number = torch.arange(rows.start, rows.stop, device=left.device)
+        number = _numbers(part, rows, left.device)
         cosines = left @ Z[rows].double().T
         cosines.masked_fill_(chosen.to(left.device)[:, None] == number, -math.inf)
         top, place = cosines.max(1)
-        found = torch.where(top > best, place + rows.start, found)
+        found = torch.where(top > best, number[place], found)
         best = torch.maximum(best, top)
-    return found.cpu()
+    beaten = best < part.others.largest(best)
+    return -part.others.largest(-found.masked_fill(beaten, part.memories)).cpu()
 
 
 def sampled_separation(
@@ -199,18 +278,29 @@ def sampled_separation(
         the sum of all features) and the loss among the sample.
     """
     delta = nearest_delta(Z, sample, block, progress)
-    total, squares, M = Z[slice(0, 1)][0].double() * 0, 0.0, len(Z)
-    for rows in small_blocks(M, len(total)):
-        features = Z[rows].double()
-        total += features.sum(0)
-        squares += float(features.square().sum())
-    mean = (float(total.square().sum()) - squares) / (M * (M - 1))
+    M, (total, squares) = len(Z), everywhere(Z, _sums, Z)
+    mean = (float(total.square().sum()) - float(squares)) / (M * (M - 1))
     drawn = empty(len(sample), len(total))
     for part in small_blocks(*drawn.shape):
         drawn[part] = Z[sample[part]]
     among = separation(drawn.to(total.device), t=t, block=block)
     nearest = 1 - delta.min().reshape(1)
     return Separation(delta, mean, among.loss, torch.empty(1, 2, dtype=torch.int64), nearest)
+
+
+def _sums(part: Division, Z: UnitRows) -> tuple[Tensor, Tensor]:
+    """Σ z_μ and Σ ‖z_μ‖².
+
+    Returns:
+        float64 [D] and [].
+    """
+    total = Z[slice(0, 0)].double().sum(0)
+    squares = total.new_zeros(())
+    for rows in small_blocks(len(Z), len(total)):
+        features = Z[rows].double()
+        total += features.sum(0)
+        squares += features.square().sum()
+    return part.others.total(total), part.others.total(squares)
 
 
 def _log_kernel_sum(cosines: Tensor, t: float) -> float:
@@ -259,17 +349,27 @@ class _ClosestPairs:
         order = values.sort(descending=True, stable=True).indices[: self.k]
         self.cosines, self.pairs = values[order], pairs[order]
 
-    def exact(self, Z: UnitRows) -> tuple[Tensor, Tensor]:
-        """The pairs with their cosines anew in float64, by ‖z_μ − z_ν‖: near 1 the product has lost the angle.
+    def of_all(self, others: Others) -> tuple[Tensor, Tensor]:
+        """Those that all processes have seen.
 
         Returns:
-            Pairs [k, 2] and cosines [k], closest first.
+            Pairs [k, 2], in their order, and cosines [k].
         """
-        if not len(self.pairs):
-            return self.pairs, self.cosines.double()
-        A, B = (Z[side.contiguous()].double().cpu() for side in self.pairs.unbind(1))
-        norms = A.norm(dim=1) * B.norm(dim=1)
-        A, B = (side / side.norm(dim=1, keepdim=True).clamp_min(1e-300) for side in (A, B))
-        cosines = torch.where(norms > 0, 1 - (A - B).square().sum(1) / 2, 0)
-        order = cosines.sort(descending=True, stable=True).indices[: self.wanted]
-        return self.pairs[order], cosines[order]
+        if others.size > 1 and self.k:
+            missing = self.k - len(self.cosines)
+            values = others.side_by_side(pad(self.cosines, (0, missing), value=-math.inf)[None])[0]
+            sides = others.side_by_side(pad(self.pairs.T, (0, missing)))
+            order = values.sort(descending=True, stable=True).indices[: min(self.k, int(values.isfinite().sum()))]
+            self.cosines, self.pairs = values[order], sides.T[order]
+        order = _ordered(self.pairs)
+        return self.pairs[order], self.cosines[order]
+
+
+def _ordered(pairs: Tensor) -> Tensor:
+    """The order of pairs by their first row, then by their second.
+
+    Returns:
+        int64 [k].
+    """
+    second = pairs[:, 1].argsort(stable=True)
+    return second[pairs[second, 0].argsort(stable=True)]

@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from hopmem.model.gram import Progress
-from hopmem.model.kernel import Features
+from hopmem.divided import Division, everywhere
+from hopmem.model.gram import TALL, Progress, shared_blocks
+from hopmem.model.kernel import AT_ONCE, Exactly, Features
 
 WIDEST = 4096  # rows of the smaller Gram matrix up to which it is decomposed where memory allows,
 NARROWEST = 256  # and up to which it is in any case
@@ -27,18 +28,29 @@ def singular_values(Z: Features, budget: int, progress: Progress | None = None) 
     M, D = len(Z), Z.dimension
     if min(M, D) > min(WIDEST, max(NARROWEST, math.isqrt(budget // (8 * COPIES)))):
         return None
-    gram = torch.zeros(min(M, D), min(M, D), dtype=torch.float64, device=Z.device)
-    for rows in Z.patterns.in_blocks():
-        block = Z[rows].double()  # [m, D]
-        if D <= M:
-            gram.addmm_(block.T, block)
-        else:
-            for others in Z.patterns.in_blocks():
-                gram[rows, others] = block @ Z[others].double().T
-        if progress:
-            progress(rows.stop, M)
+    gram = everywhere(Z, _gram, Z, progress=progress)
     values: Tensor = torch.linalg.eigvalsh(gram).clamp_min_(0).sqrt().flip(0)
     return values.cpu()
+
+
+def _gram(part: Division, Z: Features) -> Tensor:
+    """The smaller Gram matrix.
+
+    Returns:
+        float64 [min(M, D), min(M, D)].
+    """
+    M, D = part.memories, Z.dimension
+    gram = torch.zeros(min(M, D), min(M, D), dtype=torch.float64, device=Z.device)
+    if M < D:
+        for first, second, C in shared_blocks(part, Exactly(Z), max(1, min(AT_ONCE // D, TALL))):
+            gram[first, second], gram[second, first] = C, C.T
+    else:
+        for rows in Z.patterns.in_blocks():
+            block = Z[rows].double()  # [m, D]
+            gram.addmm_(block.T, block)
+            if part.progress:
+                part.progress(rows.stop, len(Z))
+    return part.others.total(gram)
 
 
 def effective_rank(sigma: Tensor) -> float:

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
-from hopmem.model.gram import gram_blocks
+from hopmem.model.gram import gram_blocks, shared_blocks
 from hopmem.model.kernel import Features, Patterns, unit
+from hopmem.model.meeting import Shard
+from tests.model.test_meeting import together
 
 SHAPES = [(1, 1), (2, 1), (3, 5), (17, 3), (130, 784), (300, 33), (9, 70_000)]
 
@@ -65,3 +68,35 @@ def test_progress_ends_with_all_pairs(dtype, size):
 def test_a_tensor_of_rows_is_multiplied_as_it_is():
     Z = unit(torch.randn(70, 9, generator=torch.Generator().manual_seed(0)))
     assert_close(whole(Z, 16), Z @ Z.T)
+
+
+@pytest.mark.parametrize("size", [3, 64])
+@pytest.mark.parametrize(
+    "ends", [[20], [10, 20], [1, 18, 20], [0, 8, 8, 20], [4, 9, 13, 17, 20], [0, 1, 1, 2, 2, 2]], ids=str
+)
+def test_several_processes_look_at_each_pair_once_between_them(ends: list[int], size: int):
+    M = ends[-1]
+    Z = unit(torch.randn(M, 6, generator=torch.Generator().manual_seed(0)))
+
+    def work(rows: slice, part: Shard) -> tuple[Tensor, Tensor]:
+        seen, gram = torch.zeros(M, M), torch.zeros(M, M)
+        for first, second, C in shared_blocks(part, Z[rows], size):
+            assert second.start >= first.start
+            seen[first, second] += 1
+            gram[first, second] += C
+        return seen, gram
+
+    seen, gram = (torch.stack(each).sum(0) for each in zip(*together(ends, work)[0], strict=True))
+    assert torch.equal(seen.triu(), torch.ones(M, M).triu())
+    assert torch.allclose(gram.triu(), (Z @ Z.T).triu(), atol=1e-6)
+
+
+def test_opposite_processes_part_their_pairs():
+    Z = unit(torch.randn(400, 6, generator=torch.Generator().manual_seed(0)))
+
+    def work(rows: slice, part: Shard) -> int:
+        return sum(C.numel() for _, _, C in shared_blocks(part, Z[rows], 16))
+
+    for ends in ([200, 400], [100, 200, 300, 400], [130, 260, 400]):
+        shares = together(ends, work)[0]
+        assert max(shares) < 1.2 * min(shares)

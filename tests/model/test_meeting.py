@@ -38,7 +38,7 @@ class Meeting:
 
 class Thread:
     def __init__(self, meeting: Meeting, rank: int) -> None:
-        self.meeting, self.rank = meeting, rank
+        self.meeting, self.rank, self.size = meeting, rank, len(meeting.slots)
 
     def total(self, X: Tensor) -> Tensor:
         return torch.stack(self.meeting.all(self.rank, X)).sum(0)
@@ -49,8 +49,8 @@ class Thread:
     def side_by_side(self, X: Tensor) -> Tensor:
         return torch.cat(self.meeting.all(self.rank, X), 1)
 
-    def same(self, X: Tensor) -> Tensor:
-        return self.meeting.all(self.rank, X)[0].clone()
+    def same(self, X: Tensor, rank: int = 0) -> Tensor:
+        return self.meeting.all(self.rank, X)[rank].clone()
 
 
 def together(ends: list[int], work: Callable[[slice, Shard], ResultT]) -> tuple[list[ResultT], Meeting]:

@@ -13,6 +13,7 @@ from hopmem.model.denoise.search import begin
 from hopmem.model.denoise.validation import Source
 from hopmem.model.kernel import FeatureMap, Patterns
 from hopmem.model.noise import canvas_of, parse_noise
+from hopmem.model.separation import separation
 from hopmem.model.whitening import whiten
 from hopmem.scratch import gathered
 from hopmem.verbs import inspect
@@ -93,6 +94,14 @@ def test_covariances_are_those_of_all(size: int, M: int):
 def test_the_covariance_is_added_up_where_the_rows_are():
     few, many = (in_company(3, bank_of(M), lambda whole: whiten(whole.rows()))[1] for M in (40, 4000))
     assert [thread.sent for thread in few] == [thread.sent for thread in many]
+
+
+def test_rows_that_are_compared_in_pairs_are_passed_round_once():
+    def sent(M: int) -> int:
+        bank = bank_of(M, d=30)
+        return sum(thread.sent for thread in in_company(3, bank, lambda whole: separation(whole.memory()))[1])
+
+    assert sent(900) - sent(300) <= 600 * (30 + 3 * 2 + 1)  # features; Δ in two sums; names of the closest
 
 
 @pytest.mark.parametrize("size", SIZES)
