@@ -7,12 +7,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hopmem import header
 from hopmem.bank import MemoryBank
 from hopmem.verbs import optimize
 from tests.conftest import Hopmem
@@ -205,9 +207,79 @@ def test_learning_that_was_interrupted_goes_on_when_torchrun_starts_it_again(
     assert code == 0
     assert "the time limit is reached" in json.loads(out)["warnings"][-1]
     assert (tmp_path / "stopped.checkpoint").exists()
-    assert run(2, *asked, "-o", tmp_path / "stopped")[0] == 0
+    code, _, said = run(2, *asked, "-o", tmp_path / "stopped")
+    assert (code, said) == (0, [])
     assert not (tmp_path / "stopped.checkpoint").exists()
     assert (tmp_path / "stopped").read_bytes() == (tmp_path / "undisturbed").read_bytes()
+
+
+OPENED = """
+import os, sys
+from pathlib import Path
+own = open(Path({log!r}, os.environ["RANK"]), "a")
+sys.addaudithook(lambda event, args: print(args[0], file=own, flush=True) if event == "open" else None)
+from hopmem.cli import app
+app()
+"""
+
+
+@pytest.fixture
+def several(shelf: Path, tmp_path: Path) -> Path:
+    """The bank in five files."""
+    replace(MemoryBank.load(shelf / "bank"), shard_size=14_000).save(tmp_path / "several.safetensors")
+    assert len(list(tmp_path.glob("several-*"))) == 5
+    return tmp_path / "several.safetensors"
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_of_a_bank_of_several_files_each_process_opens_its_own_alone(
+    processes: int, several: Path, shelf: Path, tmp_path: Path, hopmem: Hopmem
+):
+    (tmp_path / "program.py").write_text(OPENED.format(log=str(tmp_path)))
+    asked = [shelf / "q.npy", "--json", "--beta", "6", "--alpha", "1.5", "--top", "3"]
+    alone = json.loads(hopmem("retrieve", shelf / "bank", *asked).stdout)
+    program = (str(tmp_path / "program.py"),)
+    code, out, said = run(processes, "retrieve", several, *asked, "--split", "memories", program=program)
+    assert (code, said) == (0, [])
+    alike(json.loads(out), alone)
+    opened = [
+        {line.rpartition("/")[2] for line in (tmp_path / str(rank)).read_text().splitlines() if "/several-" in line}
+        for rank in range(processes)
+    ]
+    files = [f"several-{number:05}-of-00005.safetensors" for number in range(1, 6)]
+    assert sorted(name for own in opened for name in own) == files  # each by one process
+    assert all(opened)
+
+
+@pytest.mark.parametrize("number", [1, 5])
+@pytest.mark.parametrize("command", ["retrieve", "inspect"])
+def test_an_altered_file_is_refused_before_any_work(command: str, number: int, several: Path, shelf: Path):
+    altered = several.with_name(f"several-{number:05}-of-00005.safetensors")
+    raw = bytearray(altered.read_bytes())
+    raw[header.read(altered).tensors[f"patterns.{number:05}"].begin + 3] ^= 1
+    altered.write_bytes(raw)
+    asked = {"retrieve": [shelf / "q.npy", "-o", several.with_name("out.npy")], "inspect": ["--seed", "7"]}[command]
+    code, _, said = run(2, command, several, *asked)
+    assert code != 0
+    assert len(said) == 1
+    assert f"{altered.name}: expected tensor patterns.{number:05}" in said[0]
+    assert not several.with_name("out.npy").exists()
+
+
+def test_a_map_is_learned_for_a_bank_of_several_files_and_written_into_several(
+    several: Path, shelf: Path, tmp_path: Path, hopmem: Hopmem
+):
+    how = ["--objective", "average", "--steps", "5", "--json"]
+    alone = json.loads(hopmem("optimize", shelf / "bank", *how, "-o", tmp_path / "one").stdout)
+    code, out, said = run(2, "optimize", several, *how, "-o", tmp_path / "learned.safetensors")
+    assert (code, said) == (0, [])
+    alike(json.loads(out), alone)
+    assert len(list(tmp_path.glob("learned-*"))) > 5
+    one, found = MemoryBank.load(tmp_path / "one"), MemoryBank.load(tmp_path / "learned.safetensors")
+    assert one.features is not None
+    assert found.features is not None
+    assert found.names == one.names
+    assert bool((found.features @ found.features.T - one.features @ one.features.T).abs().max() < 1e-4)
 
 
 def test_what_only_one_process_can_do_is_done_once(shelf: Path, tmp_path: Path):
