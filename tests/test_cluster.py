@@ -396,15 +396,16 @@ def test_a_process_that_is_killed_or_hangs_costs_a_restart_and_nothing_else(
 @pytest.mark.slow
 def test_a_first_process_that_reads_or_prints_for_longer_than_it_is_waited_for_is_not_lost(long: Path):
     patience, command = 5, ["retrieve", long / "bank", "-", "--ndjson", "--split", "memories", "--memory-limit", "80M"]
-    process = torchrun(2, *command, stdin=subprocess.PIPE, env=os.environ | {"HOPMEM_PATIENCE": str(patience)})
-    assert process.stdin is not None
-    assert process.stdout is not None
-    time.sleep(4 * patience)  # the processes have met by then, and wait
-    process.stdin.write((long / "q.npy").read_bytes())
-    process.stdin.close()
-    assert process.stdout.readline()
-    time.sleep(3 * patience)  # answers do not fit into the pipe
-    count = 1 + sum(1 for _ in process.stdout)
-    said = process.stderr.read().decode() if process.stderr else ""
-    assert process.wait(timeout=60) == 0, said
+    environment = os.environ | {"HOPMEM_PATIENCE": str(patience)}
+    with torchrun(2, *command, stdin=subprocess.PIPE, env=environment) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        time.sleep(4 * patience)  # the processes have met by then, and wait
+        process.stdin.write((long / "q.npy").read_bytes())
+        process.stdin.close()
+        assert process.stdout.readline()
+        time.sleep(3 * patience)  # answers do not fit into the pipe
+        count, said = 1 + sum(1 for _ in process.stdout), process.stderr.read().decode()
+    assert process.returncode == 0, said
     assert count == 60_000
