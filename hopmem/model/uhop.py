@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hopmem.divided import Division, everywhere
 from hopmem.model.kernel import FeatureMap, Patterns, unit
-from hopmem.model.separation import Halt, LossProgress, State, average_loss, largest, never, separation
+from hopmem.model.separation import Halt, LossProgress, State, largest, log_total, never, separation
 from hopmem.model.whitening import RIDGES, require_room, whiten
 
 STEPS, TEMPERATURE, BATCH = 100, 2.0, 1024  # where the training names none
@@ -88,11 +89,8 @@ def learn_average(
     descent = _Descent(A, A, loss_of(W0[:D])) if state is None else _Descent.resumed(state, A.device)
     size = max(2, min(training.batch_size or BATCH, math.isqrt(training.budget // BYTES_PER_PAIR)))
 
-    def batch(step: int) -> Tensor:
-        rows = drawn(len(patterns), size, training.seed, 1 + step)
-        return (patterns[rows] - whitened.mean) @ W0.T
-
-    finished = descent.run(batch, lambda A: loss_of(A @ W0), training, progress, halt)
+    batches = _Batches(patterns, whitened.mean, W0, size, training.seed)
+    finished = descent.run(batches, lambda A: loss_of(A @ W0), training, progress, halt)
     left = descent.state()
     descent.look(lambda A: loss_of(A @ W0))
     W = even_rows(descent.best @ W0)
@@ -192,7 +190,7 @@ class _Descent:
 
     def run(
         self,
-        batch: Callable[[int], Tensor],
+        batches: "_Batches",
         loss_of: Callable[[Tensor], float],
         training: Training,
         progress: LossProgress | None,
@@ -209,38 +207,164 @@ class _Descent:
         while self.steps < total and self.idle < PATIENCE and not self.stuck:
             if halt():
                 return False
-            self._step(batch(self.steps), t)
+            self._step(batches, t)
             if not self.stuck and self.steps % look_every == 0:
                 self.look(loss_of)
             if not self.stuck and progress:
                 if self.steps % look_every == 0 or math.isnan(delta):
-                    delta = 1 - largest(unit(batch(self.steps) @ self.A.T))
+                    delta = 1 - batches.largest_cosine(self.steps, self.A)
                 progress(self.steps, total, self.curve[-1], delta)
         return True
 
-    def _step(self, batch: Tensor, t: float) -> None:
-        """One step on a batch [n, r]."""
-        A = self.A.detach().requires_grad_(True)
-        loss = average_loss(unit(batch @ A.T), t)
-        (gradient,) = torch.autograd.grad(loss, A)
-        self.curve.append(float(loss.detach()))
-        first = 0.1 * float(self.A.norm() / gradient.norm().clamp_min(1e-30))
-        rate = first if math.isnan(self.rate) else self.rate
-        self.A, moved = _armijo(self.A, gradient, self.curve[-1], batch, t, rate)
+    def _step(self, batches: "_Batches", t: float) -> None:
+        """One step on a batch."""
+        loss, self.A, moved = batches.step(self.steps, self.A, self.rate, t)
+        self.curve.append(loss)
         self.stuck = moved == 0
         self.rate, self.steps = 2 * moved, self.steps + (not self.stuck)
 
 
-def _armijo(A: Tensor, gradient: Tensor, loss: float, batch: Tensor, t: float, rate: float) -> tuple[Tensor, float]:
-    """Halve the rate until the step brings at least a tenth of the decrease that the gradient promises.
+@dataclass(frozen=True)
+class _Batches:
+    """The memories that the steps go by: the same whoever holds them."""
+
+    patterns: Patterns
+    mean: Tensor  # [d]
+    W0: Tensor  # [r, d]
+    size: int  # memories in a step, at most
+    seed: int
+
+    def rows(self, step: int) -> Tensor:
+        """Which memories a step goes by.
+
+        Returns:
+            Sorted, int64 [n].
+        """
+        return drawn(len(self.patterns), self.size, self.seed, 1 + step)
+
+    def step(self, step: int, A: Tensor, rate: float, t: float) -> tuple[float, Tensor, float]:
+        """A step on a batch.
+
+        Args:
+            step: its number.
+            A: where it begins [D, r].
+            rate: to begin with; NaN where none is known.
+            t: inverse width.
+
+        Returns:
+            The loss before it, the new A and the rate that was used; the old A and 0 where no rate helps.
+        """
+        return everywhere(self.patterns, _step, self.patterns, self.rows(step), self.mean, self.W0, A, rate, t)
+
+    def largest_cosine(self, step: int, A: Tensor) -> float:
+        """The largest cosine between two memories of a batch.
+
+        Args:
+            step: whose batch it is.
+            A: [D, r].
+
+        Returns:
+            The cosine.
+        """
+        args = self.patterns, self.rows(step), self.mean, self.W0, A
+        return largest(everywhere(self.patterns, _features, *args))
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch, of whose memories each process holds some."""
+
+    part: Division
+    F: Tensor  # [m, r] those that are held here, in whitened coordinates
+    own: Tensor  # int64 [m]: which of the batch they are
+    count: int  # n
+
+    @classmethod
+    def of(cls, part: Division, patterns: Patterns, rows: Tensor, mean: Tensor, W0: Tensor) -> "_Batch":
+        """Read what is held here.
+
+        Returns:
+            The batch.
+        """
+        own = part.own(rows, len(patterns)).nonzero()[:, 0]
+        return cls(part, (patterns[rows[own] - part.start] - mean) @ W0.T, own, len(rows))
+
+    def features(self, A: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit features of the memories.
+
+        Returns:
+            Those that are held here [m, D], and all [n, D].
+        """
+        mine = unit(self.F @ A.T)
+        Z = mine.new_zeros(self.count, len(A))
+        Z[self.own] = mine.detach()
+        return mine, self.part.others.total(Z)
+
+    def loss(self, A: Tensor, t: float) -> float:
+        """L of Definition 4.
+
+        Returns:
+            The loss, the same with all to the bit.
+        """
+        return self._log_mean(self._exponents(*self.features(A), t))[0]
+
+    def gradient(self, A: Tensor, t: float) -> tuple[float, Tensor]:
+        """L and ∂L/∂A: both ends of a pair pull alike, so each process follows its own ends, and counts them twice.
+
+        Returns:
+            Both, the same with all to the bit.
+        """
+        A = A.detach().requires_grad_(True)
+        exponents = self._exponents(*self.features(A), t)
+        loss, log_sum = self._log_mean(exponents.detach())
+        (gradient,) = torch.autograd.grad(exponents, A, 2 * (exponents.detach() - log_sum).exp())
+        return loss, self.part.others.total(gradient.double()).to(A)
+
+    def _exponents(self, mine: Tensor, Z: Tensor, t: float) -> Tensor:
+        """−t ‖z_μ − z_ν‖² of the pairs of own memories with all, −∞ of a memory with itself.
+
+        Returns:
+            [m, n].
+        """
+        itself = self.own[:, None] == torch.arange(self.count)
+        return (2 * t * (mine @ Z.T - 1)).masked_fill(itself.to(Z.device), -math.inf)
+
+    def _log_mean(self, exponents: Tensor) -> tuple[float, float]:
+        """The logarithms of the mean, and of the sum, of e^x over all pairs.
+
+        Returns:
+            Both.
+        """
+        log_sum = log_total(self.part.others, float(exponents.flatten().double().logsumexp(0)))
+        return log_sum - math.log(self.count * (self.count - 1)), log_sum
+
+
+def _features(part: Division, patterns: Patterns, rows: Tensor, mean: Tensor, W0: Tensor, A: Tensor) -> Tensor:
+    """Unit features of some memories.
 
     Returns:
-        The new A and the rate that was used; the old A and 0 where no rate helps.
+        [n, D].
     """
+    return _Batch.of(part, patterns, rows, mean, W0).features(A)[1]
+
+
+def _step(
+    part: Division, patterns: Patterns, rows: Tensor, mean: Tensor, W0: Tensor, A: Tensor, rate: float, t: float
+) -> tuple[float, Tensor, float]:
+    """A step on a batch, which all take together; whether it is long enough, the first process decides.
+
+    Returns:
+        As `_Batches.step`.
+    """
+    batch = _Batch.of(part, patterns, rows, mean, W0)
+    loss, gradient = batch.gradient(A, t)
+    if math.isnan(rate):
+        rate = 0.1 * float(A.norm() / gradient.norm().clamp_min(1e-30))
     promise = SUFFICIENT * float(gradient.square().sum())
-    for _ in range(20):
+    for _ in range(20):  # Armijo: until the step brings at least a tenth of the decrease that the gradient promises
         following = A - rate * gradient
-        if float(average_loss(unit(batch @ following.T), t)) < loss - rate * promise:
-            return following, rate
+        brings = torch.tensor(batch.loss(following, t) < loss - rate * promise)
+        if bool(part.others.same(brings.byte())):
+            return loss, following, rate
         rate /= 2
-    return A, 0.0
+    return loss, A, 0.0

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from hopmem.bank import MemoryBank
+from hopmem.divided import Division, Nobody
 from hopmem.model.denoise.candidates import measure
 from hopmem.model.denoise.search import begin
 from hopmem.model.denoise.validation import Source
-from hopmem.model.kernel import FeatureMap, Patterns
+from hopmem.model.kernel import FeatureMap, Patterns, unit
 from hopmem.model.noise import canvas_of, parse_noise
-from hopmem.model.separation import separation
+from hopmem.model.separation import average_loss, separation
+from hopmem.model.uhop import Training, _Batch, learn_average
 from hopmem.model.whitening import whiten
 from hopmem.scratch import gathered
 from hopmem.verbs import inspect
@@ -94,6 +96,30 @@ def test_covariances_are_those_of_all(size: int, M: int):
 def test_the_covariance_is_added_up_where_the_rows_are():
     few, many = (in_company(3, bank_of(M), lambda whole: whiten(whole.rows()))[1] for M in (40, 4000))
     assert [thread.sent for thread in few] == [thread.sent for thread in many]
+
+
+@pytest.mark.parametrize("batch", [None, 30])
+@pytest.mark.parametrize("size", SIZES)
+def test_batches_are_the_same_and_their_gradients_are_added_up(size: int, batch: int | None):
+    bank = MemoryBank.from_patterns(draw(90, 12, seed=5))
+    how = Training(steps=3, batch_size=batch)
+    found = in_company(size, bank, lambda whole: learn_average(whole.rows(), how))[0]
+    expected = learn_average(bank.rows(), how)
+    assert found.steps == expected.steps == 3
+    assert found.curve == pytest.approx(expected.curve, abs=1e-6)
+    features = [unit(each.phi(bank.patterns)) for each in (found, expected)]
+    assert torch.allclose(features[0] @ features[0].T, features[1] @ features[1].T, atol=1e-4)
+
+
+def test_the_gradient_of_a_batch_is_that_of_definition_4():
+    Xi, W0, A = draw(50, 12), draw(6, 12, seed=1), draw(4, 6, seed=2)
+    part = Division(Nobody(), 0, 50, 50)
+    loss, gradient = _Batch.of(part, Patterns(Xi), torch.arange(50), Xi.mean(0), W0).gradient(A, 2.0)
+    exactly = A.double().requires_grad_(True)
+    expected = average_loss(unit((Xi - Xi.mean(0)).double() @ W0.double().T @ exactly.T), 2.0)
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), abs=1e-6)
+    assert torch.allclose(gradient.double(), exactly.grad, rtol=1e-4, atol=1e-6)
 
 
 def test_rows_that_are_compared_in_pairs_are_passed_round_once():
