@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hopmem.model.kernel import FeatureMap, Patterns, blocks, unit
 from hopmem.model.pairs import BLOCK, Listed, Pairs, all_of, sample, smooth_maximum, without
-from hopmem.model.separation import Halt, LossProgress, State, largest, never, separation
+from hopmem.model.separation import Halt, Keep, LossProgress, State, largest, never, nowhere, separation
 from hopmem.model.uhop import SEED_STRIDE, Learned, Training, drawn
 from hopmem.model.whitening import RIDGES, Whitened
 
@@ -40,6 +40,7 @@ def descend(
     progress: LossProgress | None = None,
     halt: Halt = never,
     state: State | None = None,
+    keep: Keep = nowhere,
 ) -> Learned:
     """Minimise L_τ over A and an offset.
 
@@ -53,6 +54,7 @@ def descend(
         progress: told the steps done, the largest cosine at the last look, and the separation.
         halt: asked before each step whether to stop there.
         state: of an interrupted descent with the same arguments; other names in it are left alone.
+        keep: told before each step how to find out where it stands.
 
     Returns:
         The map of smallest largest cosine at a look; the curve is that cosine at each look.
@@ -60,7 +62,7 @@ def descend(
     ground = _ground(patterns, whitened, training)
     begun = state is not None and "A" in state
     descent = _Descent.resumed(state, ground) if state is not None and begun else _Descent.start(ground)
-    finished = descent.run(progress, halt)
+    finished = descent.run(progress, halt, keep)
     A, offset = descent.best
     phi = near_mean(A @ ground.W0, offset.double(), whitened)
     return Learned(phi, descent.curve, descent.step, finished, descent.state())
@@ -228,7 +230,7 @@ class _Descent:
         share = COOLED * math.pow(min(1.0, STEPS / steps), COLDER)
         return self.ground.hot * math.pow(share, self.step / steps)
 
-    def run(self, progress: LossProgress | None, halt: Halt) -> bool:
+    def run(self, progress: LossProgress | None, halt: Halt, keep: Keep) -> bool:
         """Take steps until the largest cosine no longer falls.
 
         Returns:
@@ -238,6 +240,7 @@ class _Descent:
         while not self.over:
             if halt():
                 return False
+            keep(self.state)
             if self.step % LOOK_EVERY == 0 or self.step >= self.ground.steps:
                 if self._look(listed):
                     break

@@ -17,6 +17,8 @@ LossProgress = Callable[[int, int, float, float], None]  # called with (done, to
 Halt = Callable[[], bool]  # asked between two steps of long work whether to stop there
 State = dict[str, Tensor]  # what interrupted work goes on from: tensors by name, numbers as float64 tensors [] or [n]
 
+Keep = Callable[[Callable[[], State]], None]  # told between two steps of long work how to find out where it stands
+
 
 def never() -> bool:
     """The answer of who never stops long work.
@@ -25,6 +27,10 @@ def never() -> bool:
         False.
     """
     return False
+
+
+def nowhere(_state: Callable[[], State]) -> None:
+    """Keep nothing of long work until it ends."""
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,15 @@ among free points (`codes`), and W and b are what carries the memories there. El
 cosines, is minimised over the map itself (`descent`).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from hopmem.model.codes.search import Stage, best_code
 from hopmem.model.descent import RULER, descend, near_mean
 from hopmem.model.kernel import FeatureMap, Features, Patterns
-from hopmem.model.separation import Halt, LossProgress, State, never, separation
+from hopmem.model.separation import Halt, Keep, LossProgress, State, never, nowhere, separation
 from hopmem.model.uhop import Learned, Training
 from hopmem.model.whitening import Whitened, require_room, whiten
 
@@ -26,6 +28,7 @@ def learn_spherical(
     progress: LossProgress | None = None,
     halt: Halt = never,
     state: State | None = None,
+    keep: Keep = nowhere,
 ) -> Learned:
     """Minimise the largest cosine between the features of two memories.
 
@@ -39,6 +42,7 @@ def learn_spherical(
         progress: told the steps (of a code, the stages) done, of how many, the largest cosine, and the separation.
         halt: asked before each step whether to stop there.
         state: of an interrupted run with the same arguments; it ends as if it had not been interrupted.
+        keep: told between two steps (of a code, after a stage) how to find out where it stands.
 
     Returns:
         The map of smallest largest cosine that was met; the curve is that cosine at each look (of a code, stage).
@@ -47,11 +51,15 @@ def learn_spherical(
     whitened = whiten(patterns)
     rank = len(whitened.eigenvalues)
     if len(patterns) > rank + 1:
-        return descend(patterns, whitened, training, progress, halt, state)
-    coded, reached = _coded(patterns, whitened, training, restarts, progress, halt, state)
+        return descend(patterns, whitened, training, progress, halt, state, keep)
+    coded, reached = _coded(patterns, whitened, training, restarts, progress, halt, state, keep)
     if not coded.finished or reached:
         return coded
-    learned = descend(patterns, whitened, training, progress, halt, state)
+
+    def keep_both(descent: Callable[[], State]) -> None:
+        keep(lambda: coded.state | descent())
+
+    learned = descend(patterns, whitened, training, progress, halt, state, keep_both)
     phi = min(coded.phi, learned.phi, key=lambda phi: separation(Features(patterns, phi)).max_cosine)
     left = coded.state | learned.state
     return Learned(phi, coded.curve + learned.curve, coded.steps + learned.steps, learned.finished, left)
@@ -65,6 +73,7 @@ def _coded(
     progress: LossProgress | None,
     halt: Halt,
     state: State | None,
+    keep: Keep,
 ) -> tuple[Learned, bool]:
     """Carry independent memories to the best spherical code.
 
@@ -73,6 +82,7 @@ def _coded(
     """
     rank = len(whitened.eigenvalues)
     start = None if state is None else Stage(state["points"], int(state["number"]), int(state.get("idle", 0)))
+    before = [] if state is None else state["code_curve"].tolist()
     code = best_code(
         len(patterns),
         min(training.feature_dim or rank, rank),
@@ -84,20 +94,28 @@ def _coded(
         progress=progress,
         halt=halt,
         start=start,
+        keep=lambda stage, curve: keep(lambda: _left(stage, before + curve)),
     )
-    before = [] if state is None else state["code_curve"].tolist()
     curve = before + code.curve if code.stages > len(before) else before  # a code that is written down comes anew
     warm = near_mean(whitened.map(0.0)[: code.points.shape[1]], None, whitened)
     phi, found = carried(patterns, whitened, code.points), separation(code.points).max_cosine
     cosines = [separation(Features(patterns, each)).max_cosine for each in (phi, warm)]
-    left = {
-        "points": code.stage.points,
-        "number": torch.tensor(float(code.stage.number), dtype=torch.float64),
-        "idle": torch.tensor(float(code.stage.idle), dtype=torch.float64),
+    reached, left = min(cosines) <= found + REACHED, _left(code.stage, curve)
+    return Learned(phi if cosines[0] <= cosines[1] else warm, curve, code.stages, code.finished, left), reached
+
+
+def _left(stage: Stage, curve: list[float]) -> State:
+    """Where the search for a code stands.
+
+    Returns:
+        Tensors by name.
+    """
+    return {
+        "points": stage.points,
+        "number": torch.tensor(float(stage.number), dtype=torch.float64),
+        "idle": torch.tensor(float(stage.idle), dtype=torch.float64),
         "code_curve": torch.tensor(curve, dtype=torch.float64),
     }
-    reached = min(cosines) <= found + REACHED
-    return Learned(phi if cosines[0] <= cosines[1] else warm, curve, code.stages, code.finished, left), reached
 
 
 def carried(patterns: Patterns, whitened: Whitened, Z: Tensor) -> FeatureMap:

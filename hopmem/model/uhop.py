@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hopmem.divided import Division, everywhere
 from hopmem.model.kernel import FeatureMap, Patterns, unit
-from hopmem.model.separation import Halt, LossProgress, State, largest, log_total, never, separation
+from hopmem.model.separation import Halt, Keep, LossProgress, State, largest, log_total, never, nowhere, separation
 from hopmem.model.whitening import RIDGES, require_room, whiten
 
 STEPS, TEMPERATURE, BATCH = 100, 2.0, 1024  # where the training names none
@@ -59,6 +59,7 @@ def learn_average(
     progress: LossProgress | None = None,
     halt: Halt = never,
     state: State | None = None,
+    keep: Keep = nowhere,
 ) -> Learned:
     """Minimise the average separation loss over the feature map (U-Hop, Algorithm 1, Stage I).
 
@@ -70,6 +71,7 @@ def learn_average(
         progress: told how many steps are done, the loss of the last batch, and the separation of a batch now and then.
         halt: asked before each step whether to stop there.
         state: of an interrupted descent with the same patterns and training; it ends as if it had not been interrupted.
+        keep: told before each step how to find out where it stands.
 
     Returns:
         The map of lowest loss that was met, and the way there.
@@ -90,7 +92,7 @@ def learn_average(
     size = max(2, min(training.batch_size or BATCH, math.isqrt(training.budget // BYTES_PER_PAIR)))
 
     batches = _Batches(patterns, whitened.mean, W0, size, training.seed)
-    finished = descent.run(batches, lambda A: loss_of(A @ W0), training, progress, halt)
+    finished = descent.run(batches, lambda A: loss_of(A @ W0), training, progress, halt, keep)
     left = descent.state()
     descent.look(lambda A: loss_of(A @ W0))
     W = even_rows(descent.best @ W0)
@@ -195,6 +197,7 @@ class _Descent:
         training: Training,
         progress: LossProgress | None,
         halt: Halt,
+        keep: Keep,
     ) -> bool:
         """Take steps until they bring nothing more.
 
@@ -207,6 +210,7 @@ class _Descent:
         while self.steps < total and self.idle < PATIENCE and not self.stuck:
             if halt():
                 return False
+            keep(self.state)
             self._step(batches, t)
             if not self.stuck and self.steps % look_every == 0:
                 self.look(loss_of)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
@@ -16,11 +17,12 @@ from torch import Tensor
 from hopmem.bank import MemoryBank, file
 from hopmem.errors import HopmemError, MissingInputError, UsageError
 from hopmem.model.kernel import small_blocks
-from hopmem.model.separation import State
+from hopmem.model.separation import Keep, State
 from hopmem.verbs.optimize import Task
 
 FORMAT = "hopmem.checkpoint/1"
 SUFFIX = ".checkpoint"
+EVERY, SHARE = 10.0, 20.0  # seconds between two of them, at least, and times as long as one takes
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,23 @@ class Checkpoint:
         task = Task(**kept | {"noise": tuple(kept["noise"]), "force": self.task.force or kept["force"]})
         state = {name: tensor.clone() for name, tensor in tensors.items() if name != "begun"}
         return replace(self, task=task, seed=seed, state=state or None)
+
+    def keeping(self) -> Keep:
+        """Write down now and then where the run stands, for one that takes its place when it is killed.
+
+        Returns:
+            What is told so between two steps.
+        """
+        due = time.monotonic() + EVERY
+
+        def keep(state: Callable[[], State]) -> None:
+            nonlocal due
+            began = time.monotonic()
+            if began >= due:
+                self.left(state(), finished=False)
+                due = time.monotonic() + max(EVERY, SHARE * (time.monotonic() - began))
+
+        return keep
 
     def left(self, state: State, *, finished: bool) -> None:
         """Remember where the run stands; nothing is left of a finished one.

@@ -81,6 +81,7 @@ def optimize(
             course if follow else machine.watch,
             until(time_limit, lambda: bool(interrupted())),
             checkpoint.state,
+            checkpoint.keeping(),
         )
         found.bank.save(target, beside=remember(found.bank, machine), force=True)
         checkpoint.left(found.state, finished=found.finished)

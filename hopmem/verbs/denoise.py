@@ -16,7 +16,7 @@ from hopmem.model.denoise.refine import Refinement, Refining
 from hopmem.model.denoise.validation import Source
 from hopmem.model.kernel import Features, Patterns
 from hopmem.model.noise import canvas_of, parse_noise
-from hopmem.model.separation import Halt, State
+from hopmem.model.separation import Halt, Keep, State
 from hopmem.verbs.mapped import mapped, measured, summary
 from hopmem.verbs.work import Watch, loss_stage, stage
 
@@ -51,6 +51,7 @@ def learn_for_noise(
     budget: int,
     watch: Watch | None,
     halt: Halt,
+    keep: Keep,
     state: State | None,
 ) -> Stopped:
     """Learn for noise: the bank gets the learned map, or the best raw one.
@@ -67,6 +68,7 @@ def learn_for_noise(
         budget: bytes of working memory.
         watch: told what is being done.
         halt: asked between two steps whether to stop.
+        keep: told between two steps how to find out where it stands.
         state: of an interrupted run.
 
     Returns:
@@ -85,6 +87,7 @@ def learn_for_noise(
         trying=stage(watch, "trying maps"),
         refining=loss_stage(watch, "refining"),
         halt=halt,
+        keep=keep,
     )
     kept = found.learned if found.better or force else found.raw
     learning = _learning(bank, found, kept, source, int(batch), memory.device, budget, watch)

@@ -12,7 +12,7 @@ from hopmem.bank import SAME, Learning, MemoryBank, tune
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import InvalidDataError, UsageError
 from hopmem.model.kernel import FeatureMap, Patterns
-from hopmem.model.separation import Halt, Separation, State, never
+from hopmem.model.separation import Halt, Keep, Separation, State, never, nowhere
 from hopmem.model.spherical import learn_spherical
 from hopmem.model.uhop import BATCH, Learned, Training, learn_average
 from hopmem.scratch import gathered
@@ -118,6 +118,7 @@ def learn(
     watch: Watch | None = None,
     halt: Halt = never,
     state: State | None = None,
+    keep: Keep = nowhere,
 ) -> Stopped:
     """Learn as `optimize` does, and say how it went.
 
@@ -130,6 +131,7 @@ def learn(
         watch: told what is being done, and how far it is.
         halt: asked between two steps whether to stop with the best so far.
         state: of an interrupted run, to go on from.
+        keep: told between two steps how to find out where it stands.
 
     Returns:
         The bank, and all that a report needs.
@@ -152,6 +154,7 @@ def learn(
             budget=budget,
             watch=watch,
             halt=halt,
+            keep=keep,
             state=state,
         )
     training = Training(
@@ -159,9 +162,9 @@ def learn(
     )
     progress = loss_stage(watch, "learning")
     if task.objective == "average":
-        learned = learn_average(memory, training, progress, halt, state)
+        learned = learn_average(memory, training, progress, halt, state, keep)
     else:
-        learned = learn_spherical(memory, training, task.restarts, progress, halt, state)
+        learned = learn_spherical(memory, training, task.restarts, progress, halt, state, keep)
     return _separated(bank, task, training, learned, where, watch)
 
 

@@ -9,6 +9,7 @@ import torch
 
 import hopmem
 from hopmem.bank import MemoryBank
+from hopmem.verbs.optimize import Task, learn
 from tests import reference
 from tests.refusal import raises_refusal
 from tests.verbs import randn
@@ -186,3 +187,29 @@ def test_an_offset_that_all_patterns_share_changes_nothing(offset):
     answer = hopmem.retrieve(bank, X)
     assert answer.index.tolist() == list(range(60))
     assert float(answer.confidence.min()) > 0.99
+
+
+KEPT = [
+    (replace(Task("average"), steps=9), 60, 12),
+    (replace(Task("spherical"), steps=25), 60, 12),
+    (replace(Task("spherical"), feature_dim=3, restarts=1), 12, 20),  # a code, and then a descent
+    (replace(Task("denoise"), noise=("gaussian:0.5",), steps=25), 60, 12),
+]
+
+
+@pytest.mark.parametrize(("task", "M", "d"), KEPT, ids=["average", "spherical", "code", "denoise"])
+def test_from_wherever_it_was_last_known_to_stand_a_run_ends_as_if_nothing_had_been(task: Task, M: int, d: int):
+    bank, kept = bank_of(M, d), list[dict[str, torch.Tensor]]()
+
+    def keep(state) -> None:
+        kept.append({name: each.detach().clone() for name, each in state().items()})
+
+    whole = learn(bank, task, keep=keep).bank
+    assert len(kept) > 3
+    for state in kept[:: len(kept) // 3]:
+        again = learn(bank, task, state=state or None).bank
+        assert torch.equal(again.patterns, whole.patterns)
+        assert (again.objective, again.learning) == (whole.objective, whole.learning)
+        for one, other in ((again.features, whole.features), (again.phi.W, whole.phi.W)):
+            assert (one is None) == (other is None)
+            assert one is None or torch.equal(one, other)

@@ -8,6 +8,7 @@ copies of the best are annealed in turn and the best of all stay, until several 
 fine anneal of the last few.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,6 +56,7 @@ def best_code(
     progress: LossProgress | None = None,
     halt: Halt = lambda: False,
     start: Stage | None = None,
+    keep: Callable[[Stage, list[float]], None] | None = None,
 ) -> Code:
     """Search for the best arrangement of points on the sphere.
 
@@ -69,6 +71,7 @@ def best_code(
         progress: told after each stage how many are done, the largest cosine so far, and the separation.
         halt: asked before each step; where it says stop, the stage is given up.
         start: where an interrupted search with the same arguments goes on; it ends as if it had not been interrupted.
+        keep: told after each stage where the search stands, and the curve from the start on.
 
     Returns:
         The best arrangement that was found.
@@ -91,6 +94,8 @@ def best_code(
         curve.append(float(largest_cosine(stage.points, budget).min()))
         if progress:
             progress(stage.number, len(plans), curve[-1], 1 - curve[-1])
+        if keep:
+            keep(stage, curve)
     best = int(largest_cosine(stage.points, budget).argmin())
     return Code(stage.points[best], curve, stage.number, stage.number == len(plans), stage)
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from hopmem.divided import Division, everywhere
-from hopmem.model.denoise.candidates import Candidate, Moments, fitted, measure, try_all
+from hopmem.model.denoise.candidates import Candidate, Moments, fitted, measure, remembered, try_all
 from hopmem.model.denoise.fisher import feature_map, lift_of
 from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
 from hopmem.model.denoise.search import Search, begin, glanced, judged, require_room, surprise
 from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, verdict
 from hopmem.model.gram import Progress
 from hopmem.model.kernel import FeatureMap, Patterns
-from hopmem.model.separation import Halt, LossProgress, never
+from hopmem.model.separation import Halt, Keep, LossProgress, State, never, nowhere
 
 BEYOND_CHANCE = 2.0  # standard errors, and with few memories more: an error of few values is itself uncertain
 FEW = 4.0  # memories with which it is twice as many
@@ -73,6 +73,7 @@ def learn_denoise(
     trying: Progress | None = None,
     refining: LossProgress | None = None,
     halt: Halt = never,
+    keep: Keep = nowhere,
 ) -> Denoised:
     """Learn the map that retrieves best under given noise.
 
@@ -86,6 +87,8 @@ def learn_denoise(
         trying: told how many candidates have been tried.
         refining: told the steps and the loss of the refinement.
         halt: asked between two steps whether to stop with what is best so far.
+        keep: told between two steps how to find out where it stands: what was tried as of `remembered`, and what was
+            refined as of `Refinement.tensors`.
 
     Returns:
         The best learned map, the best raw map, and how all of them did.
@@ -98,12 +101,17 @@ def learn_denoise(
         tried.append(candidate)
         if halted := halt():
             break
+        keep(lambda: remembered(tried) | ({} if state is None else state.tensors()))
     table += [row for candidate in tried for row in _candidate_rows(search, candidate)]
     best = max(tried, key=lambda candidate: candidate.verdict.rank)
     if halted:  # what is to be refined is not settled: what was refined before stays as it is
-        contenders, _, _ = _refined(search, moments, best, replace(how, steps=0), None, None, halt)
+        contenders, _, _ = _refined(search, moments, best, replace(how, steps=0), None, None, halt, nowhere)
         return _chosen(search, contenders, raw, table, state, tuple(tried), finished=False)
-    contenders, state, ended = _refined(search, moments, best, how, state, refining, halt)
+
+    def keep_both(refined: Callable[[], State]) -> None:
+        keep(lambda: remembered(tried) | refined())
+
+    contenders, state, ended = _refined(search, moments, best, how, state, refining, halt, keep_both)
     return _chosen(search, contenders, raw, table, state, tuple(tried), ended)
 
 
@@ -159,6 +167,7 @@ def _refined(
     state: Refinement | None,
     progress: LossProgress | None,
     halt: Halt,
+    keep: Keep,
 ) -> tuple[dict[str, FeatureMap], Refinement, bool]:
     """Fit the best recipe to all memories, and refine it by gradient.
 
@@ -177,7 +186,7 @@ def _refined(
     if state is None:
         unrefined = score(torch.eye(D, device=F.device), torch.zeros(D, device=F.device))
         state = Refinement.start(D, best.beta, unrefined, F.device)
-    ended = len(search.fit) < 2 or refine(start, source, search.fit, state, how, score, progress, halt)
+    ended = len(search.fit) < 2 or refine(start, source, search.fit, state, how, score, progress, halt, keep)
     if state.improved:
         maps[f"{recipe.name}, refined"] = start.map(*(each.to(F.device) for each in state.best))
     return maps, state, ended

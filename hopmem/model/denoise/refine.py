@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, pad
 from hopmem.model.denoise.validation import Source
 from hopmem.model.kernel import FeatureMap, unit
 from hopmem.model.scan import NEGLIGIBLE
-from hopmem.model.separation import Halt, LossProgress, State, largest, never
+from hopmem.model.separation import Halt, Keep, LossProgress, State, largest, never, nowhere
 
 LOOK_EVERY = 20  # steps between two looks at the validation
 PATIENCE = 3  # looks without a better map, after which refinement ends
@@ -141,6 +141,7 @@ def refine(
     score: Callable[[Tensor, Tensor], tuple[float, float]],
     progress: LossProgress | None = None,
     halt: Halt = never,
+    keep: Keep = nowhere,
 ) -> bool:
     """Take steps until the validation no longer improves; `state` is moved along.
 
@@ -153,6 +154,7 @@ def refine(
         score: of A and offset on the validation, larger is better.
         progress: told the steps done, the loss, and the separation of the memories of the batch.
         halt: asked before each step whether to stop there.
+        keep: told before each step how to find out where it stands.
 
     Returns:
         Whether it ended by itself; False where `halt` stopped it.
@@ -163,6 +165,7 @@ def refine(
     while state.step < how.steps and state.idle < PATIENCE:
         if halt():
             return False
+        keep(state.tensors)
         for group, rate in zip(adam.param_groups, (1.0, BETA_RATE), strict=True):
             group["lr"] = how.learning_rate * rate * (1 - state.step / how.steps)
         loss, Z = _batch_loss(start, source, items, parameters, how, state.step)
