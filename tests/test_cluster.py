@@ -154,9 +154,8 @@ def alike(found: Any, expected: Any, where: str = "") -> None:
 
 
 LEARNED = [
-    (2, "bank", ["--objective", "average", "--steps", "4"])(  # near the optimum, rounding decides on the last,
-        3, "bank", ["--objective", "spherical", "--steps", "20"]
-    ),
+    (2, "bank", ["--objective", "average", "--steps", "12"]),
+    (3, "bank", ["--objective", "spherical", "--steps", "20"]),
     (2, "few", ["--objective", "spherical", "--restarts", "2"]),
     (3, "bank", ["--noise", "gaussian:0.5", "--steps", "20"]),
     (1, "few", ["--noise", "mask:0.3", "--steps", "5", "--force"]),
@@ -410,3 +409,33 @@ def test_a_first_process_that_reads_or_prints_for_longer_than_it_is_waited_for_i
         count, said = 1 + sum(1 for _ in process.stdout), process.stderr.read().decode()
     assert process.returncode == 0, said
     assert count == 60_000
+
+
+@pytest.fixture(scope="module")
+def learned(long: Path) -> Path:
+    """What is learned when nothing disturbs it, in long enough a time to be killed in."""
+    assert run(2, *learning(long, long / "undisturbed"))[0] == 0
+    return long / "undisturbed"
+
+
+def learning(long: Path, output: Path) -> list[object]:
+    return ["optimize", long / "bank", "--objective", "spherical", "--steps", "1500", "-q", "-o", output]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc").exists(), reason="processes are looked for there")
+@pytest.mark.parametrize("victim", [0, 1])
+def test_learning_that_is_killed_goes_on_from_where_it_was_last_known_to_stand(
+    victim: int, long: Path, learned: Path, tmp_path: Path
+):
+    process = torchrun(2, *learning(long, tmp_path / "out"), restarts=3)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out.checkpoint").exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(workers(process.pid)[victim], signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said.decode()
+    assert (tmp_path / "out").read_bytes() == learned.read_bytes()
+    assert [each.name for each in tmp_path.iterdir()] == ["out"]
