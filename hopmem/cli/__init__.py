@@ -198,7 +198,7 @@ def optimize(
     drawing = session.CHART if plot else 0
     with session.machine(device, seed, threads, memory_limit, quiet, drawing, several=True) as machine:
         if machine.serves:
-            serve(bank, machine)
+            serve(bank, machine, to_the_end=True)
             return
         options: dict[str, Any] = {"time_limit": time_limit, "resume": resume, "given": given}
         outcome = run(bank, output, task, machine, **pairs, **options, follow=plot is not None)

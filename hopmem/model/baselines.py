@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hopmem.divided import Division, everywhere
 from hopmem.model.entmax import weights
 from hopmem.model.kernel import Features, blocks, unit
 from hopmem.model.scan import combine, known_scores, memory_rows, query_blocks, scores
@@ -179,7 +180,19 @@ def scored(baseline: Baseline, X: Tensor, memory: Features, budget: int) -> Iter
     partial = bool(unknown.any())
     X = X.masked_fill(unknown, 0)
     for rows in query_blocks(len(X), len(memory), budget):
-        yield rows, baseline.scores(X[rows], ~unknown[rows] if partial else None, memory, budget)
+        known = ~unknown[rows] if partial else None
+        yield rows, everywhere(memory, _scores, baseline, X[rows], known, memory, budget).T
+
+
+def _scores(
+    part: Division, baseline: Baseline, X: Tensor, known: Tensor | None, memory: Features, budget: int
+) -> Tensor:
+    """Scores of the memories that are held here, sent to the first process.
+
+    Returns:
+        [M, b], a transposed view where nobody else holds any.
+    """
+    return part.others.to_first(baseline.scores(X, known, memory, budget).T)
 
 
 def answer(baseline: Baseline, beta: float, S: Tensor, memory: Features, budget: int) -> Found:

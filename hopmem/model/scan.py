@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hopmem.divided import Division, everywhere
 from hopmem.model.kernel import Features, Rows, blocks, unit
 
 FEW = 16  # up to which repeated maxima are quicker than a sort
@@ -105,10 +106,20 @@ def combine(P: Tensor, rows_of: RowBlocks, width: int, budget: int) -> Tensor:
     """
     # Smaller weights change no float32 sum, but their products are denormal and slow it thirtyfold.
     P = P.masked_fill(P < NEGLIGIBLE, 0) if P.dtype == torch.float32 else P
+    return everywhere(rows_of, _combine, P, rows_of, width, budget)
+
+
+def _combine(part: Division, P: Tensor, rows_of: RowBlocks, width: int, budget: int) -> Tensor:
+    """The weighted sum of rows, each where it is held.
+
+    Returns:
+        [b, width].
+    """
+    P = P[:, part.start : part.start + len(rows_of)]
     total = P.new_zeros(len(P), width)
     for rows in blocks(len(rows_of), memory_rows(width, budget)):
         total += P[:, rows] @ rows_of[rows].to(P)
-    return total
+    return part.others.total(total)
 
 
 def top_scores(S: Tensor, k: int) -> Tensor:

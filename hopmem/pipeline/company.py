@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -85,14 +86,17 @@ def divided(bank_path: str, machine: Machine) -> Iterator[MemoryBank]:
         yield bank
 
 
-def serve(bank_path: str, machine: Machine) -> None:
+def serve(bank_path: str, machine: Machine, *, to_the_end: bool = False) -> None:
     """Take part in what the first process does with a bank, whenever it opens it, until it ends.
 
     Args:
         bank_path: the bank.
         machine: which processes there are.
+        to_the_end: whether the first process, when it is asked to stop, still needs the others to do so.
     """
     if machine.cluster is not None:
+        if to_the_end:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun tells all; who is lost is noticed anyway
         with memory_errors():
             while (split := machine.cluster.tell(None)) is not None:
                 _divided(bank_path, None, machine.cluster, machine.budget, split).serve()

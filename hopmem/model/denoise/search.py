@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from hopmem.divided import Division, everywhere
 from hopmem.model.denoise.fisher import WIDE
-from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, judge, least_error, verdict
+from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, judge, least_error
 from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks, unit
 from hopmem.model.scan import scores
 from hopmem.pages import require
@@ -202,12 +203,29 @@ def glanced(search: Search, phi: FeatureMap, trial: Trial) -> Score:
         return judged(search, phi, trial)
     Z, right = Features(search.source.memory, phi).held(search.budget), []
     for rows in blocks(len(trial.X), max(1, search.budget // (16 * len(Z)))):
-        S = scores(unit(phi(trial.X[rows])), Z, search.budget)
-        right.append(verdict(S, trial.truth[rows].to(S.device)).right.cpu())
+        Y = unit(phi(trial.X[rows]))
+        right.append(everywhere(Z, _are_right, Y, Z, trial.truth[rows], search.budget))
     few = judged(search, phi, trial.some(BETA_QUERIES))
     error = torch.full((len(trial.X),), math.nan, dtype=torch.float64)
     error[:: -(-len(trial.X) // BETA_QUERIES)] = few.error
     return Score(few.beta, torch.cat(right).double(), error)
+
+
+def _are_right(part: Division, Y: Tensor, Z: Features, truth: Tensor, budget: int) -> Tensor:
+    """Whether the right memory has the largest score of all; a tie is no answer.
+
+    Returns:
+        bool [b].
+    """
+    S = scores(Y, Z, budget)
+    held = part.own(truth, len(Z)).nonzero()[:, 0]
+    own, place = S.new_full((len(S),), -math.inf), (held.to(S.device), (truth[held] - part.start).to(S.device))
+    own[place[0]] = S[place]
+    S[place] = -math.inf
+    best = S.amax(1) if len(Z) else torch.full_like(own, -math.inf)
+    own, best = part.others.largest(torch.stack([own, best]))
+    right: Tensor = own > best
+    return right.cpu()
 
 
 def _rival_scores(search: Search, phi: FeatureMap) -> tuple[Tensor, Tensor]:
