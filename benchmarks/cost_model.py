@@ -241,9 +241,10 @@ def scaling(kept: dict) -> Iterator[str]:
     size_of = kept["size"]
     yield "### Scaling"
     yield f"M = {size_of['memories']:,}, d = {size_of['entries']}, B = {size_of['queries']:,}, β = {size_of['beta']:g}."
-    yield "Beside one process of two threads, which has the same processors, what dividing costs (wanted: at most 1.15)"
-    yield "stands; beside one thread with as many memories strong scaling, with half of them weak scaling. A whole"
-    yield "command also starts torchrun, and ends after it."
+    yield "Over one process of two threads, which has the same processors: what dividing costs, wanted at most 1.15."
+    yield "Over one thread with as many memories: strong scaling; with half of them: weak scaling. Below 1, or 0.5, it"
+    yield "comes to where the blocks of two processes hold more states, and so go through the bank less often. Whole"
+    yield "commands include what torchrun takes to start and to end."
     yield ""
     rows = [
         [each["case"], each["peer"], f"{each['ratio']:.2f}", f"{each['low']:.2f} to {each['high']:.2f}",
@@ -251,6 +252,10 @@ def scaling(kept: dict) -> Iterator[str]:
         for each in kept["ratios"]
     ]  # fmt: skip
     yield from table(["search", "over", "ratio", "lowest to highest", "took"], rows)
+    case = Case(size_of["memories"], size_of["entries"], size_of["queries"], hosts=1, processes=2, threads=1)
+    of = Constants(**kept["constants"])
+    yield ""
+    yield f"The model says {seconds(case.computing(of) + case.sending(of))} for two processes of one thread, α = 1.5."
 
 
 def measured_traffic(kept: dict) -> Iterator[str]:
