@@ -213,6 +213,30 @@ def test_two_hosts_go_on_without_the_third(how: str, hosts: list[Host], shelf: P
     assert same(out, shelf)
 
 
+def test_all_hosts_may_be_lost_and_the_next_run_goes_on(hosts: list[Host], shelf: Path, tmp_path: Path):
+    out = tmp_path / "out.npy"
+    command = [*asked(shelf, out), "--split", "memories"]
+    for host in hosts:
+        host.torchrun("3", *command)
+    until(lambda: blocks(out) > 2)
+    for host in hosts:
+        host.kill()
+    first = next(out.parent.glob(f"{out.name}.checkpoint/0-*"))
+    written = first.stat().st_mtime_ns
+    for host in hosts:
+        host.start()
+    again = [host.torchrun("3", *command, restarts=0) for host in hosts]
+    count = blocks(out)
+    until(lambda: blocks(out) > count or out.exists())
+    assert out.exists() or first.stat().st_mtime_ns == written  # what was answered is not answered again
+    for running in again:
+        code, said = running.ends()
+        assert code == 0, said
+    for each in out.parent.glob(".hopmem-*"):
+        each.unlink()  # what a host was writing: whether it lives, nobody else can tell
+    assert same(out, shelf)
+
+
 @pytest.mark.parametrize("change", ["another bank", "other bytes"])
 def test_hosts_whose_banks_differ_are_refused_before_any_work(
     change: str, hosts: list[Host], shelf: Path, tmp_path: Path
