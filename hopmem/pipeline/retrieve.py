@@ -200,12 +200,12 @@ def _estimated(read: Loaded, bank: MemoryBank, machine: Machine, options: dict[s
 
 
 def _tuned(bank: MemoryBank, beta: float | str | None, machine: Machine) -> MemoryBank:
-    """Measure once what β auto needs, not for each block.
+    """Measure once what β auto needs, not for each block, where the memories are.
 
     Returns:
         The bank.
     """
-    if beta != "auto":
+    if beta != "auto" or bank.tuning is not None:
         return bank
     block = pair_block(bank.dimension, machine.budget)
     return bank.tuned(resolve(machine.device), block, stage(machine.watch, "measuring"))
