@@ -76,6 +76,21 @@ def divided(thread: Thread, bank: MemoryBank) -> Company:
     return Company.by_memories(thread, part, rows, BUDGET)  # type: ignore[arg-type]
 
 
+def as_held(bank: MemoryBank, rank: int, size: int) -> MemoryBank:
+    """A bank as one process has it: the rows of the others are wrong, so that whoever reads them is found out."""
+    M = len(bank)
+    foreign = torch.ones(M, dtype=torch.bool)
+    foreign[M * rank // size : M * (rank + 1) // size] = False
+
+    def spoilt(X: Tensor | None) -> Any:
+        if X is None:
+            return None
+        wrong = torch.full_like(X, torch.nan) if X.is_floating_point() else ~X
+        return torch.where(foreign[:, None], wrong, X)
+
+    return replace(bank, patterns=spoilt(bank.patterns), features=spoilt(bank.features), values=spoilt(bank.values))
+
+
 def in_company(size: int, bank: MemoryBank, work: Callable[[MemoryBank], ResultT]) -> tuple[ResultT, list[Thread]]:
     """Work with a bank of which each of some processes holds a part."""
     table, failed = Table(size), list[BaseException]()
@@ -83,7 +98,7 @@ def in_company(size: int, bank: MemoryBank, work: Callable[[MemoryBank], ResultT
 
     def serve(rank: int) -> None:
         try:
-            divided(threads[rank], bank).serve()
+            divided(threads[rank], as_held(bank, rank, size)).serve()
         except BaseException as error:
             failed.append(error)
             table.barrier.abort()
@@ -92,8 +107,9 @@ def in_company(size: int, bank: MemoryBank, work: Callable[[MemoryBank], ResultT
     for other in others:
         other.start()
     try:
-        company = divided(threads[0], bank)
-        found = work(company.whole(bank))
+        held = as_held(bank, 0, size)
+        company = divided(threads[0], held)
+        found = work(company.whole(held))
         company.part()
     except threading.BrokenBarrierError:
         raise failed[0] from None

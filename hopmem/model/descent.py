@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hopmem.divided import Division, everywhere
 from hopmem.model.kernel import FeatureMap, Patterns, blocks, unit
 from hopmem.model.pairs import BLOCK, Listed, Pairs, all_of, sample, smooth_maximum, without
 from hopmem.model.separation import Halt, Keep, LossProgress, State, largest, never, nowhere, separation
@@ -126,15 +127,12 @@ class _Ground:
         return (self.patterns[rows] - self.whitened.mean) @ self.W0.T
 
     def features(self, rows: Tensor, A: Tensor, offset: Tensor) -> Tensor:
-        """Unit features of some memories.
+        """Unit features of some memories, whose numbers rise.
 
         Returns:
             [n, D].
         """
-        W, Z = A @ self.W0, A.new_empty(len(rows), len(A))
-        for part in blocks(len(rows), 4096):
-            Z[part] = unit((self.patterns[rows[part]] - self.whitened.mean) @ W.T + offset)
-        return Z
+        return everywhere(self.patterns, _features, self.patterns, rows, self.whitened.mean, A @ self.W0, offset)
 
     def listed(self, pairs: Pairs) -> Listed:
         """Read the memories that pairs name.
@@ -152,6 +150,19 @@ class _Ground:
             A generator that follows from seed and step alone.
         """
         return torch.Generator(self.patterns.device).manual_seed((self.training.seed * SEED_STRIDE + step) % 2**63)
+
+
+def _features(part: Division, patterns: Patterns, rows: Tensor, mean: Tensor, W: Tensor, offset: Tensor) -> Tensor:
+    """unit(W (ξ − mean) + offset) of the memories that are held here, sent to the first process.
+
+    Returns:
+        [n, D].
+    """
+    own = rows[part.own(rows, len(patterns))] - part.start
+    Z = W.new_empty(len(own), len(W))
+    for some in blocks(len(own), 4096):
+        Z[some] = unit((patterns[own[some]] - mean) @ W.T + offset)
+    return part.others.to_first(Z)
 
 
 def _ground(patterns: Patterns, whitened: Whitened, training: Training) -> _Ground:

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from hopmem.model.separation import average_loss, separation
 from hopmem.model.uhop import Training, _Batch, learn_average
 from hopmem.model.whitening import whiten
 from hopmem.scratch import gathered
-from hopmem.verbs import inspect
+from hopmem.verbs import evaluate, inspect, optimize
 from hopmem.verbs.mapped import mapped
 from tests.company import BUDGET, in_company
 
@@ -164,18 +165,45 @@ def test_inspect_measures_alike(size: int, learned: bool, M: int):
     same(asdict(in_company(size, bank, inspect)[0]), asdict(inspect(bank)))
 
 
-def same(found: object, expected: object, where: str = "") -> None:
+@pytest.mark.parametrize(("objective", "how"), [("average", {"steps": 4}), ("spherical", {"steps": 10})])
+@pytest.mark.parametrize("size", [2, 3])
+def test_nobody_reads_what_another_holds_to_learn(size: int, objective: Any, how: dict[str, int]):
+    bank = bank_of(80)
+    learned = in_company(size, bank, lambda whole: delta_of(optimize(whole, objective=objective, **how)))[0]
+    assert torch.allclose(learned, delta_of(optimize(bank, objective=objective, **how)), atol=1e-4)
+
+
+@pytest.mark.parametrize("noise", ["gaussian:0.5", pytest.param("missing:0.3", marks=pytest.mark.slow)])
+def test_nobody_reads_what_another_holds_to_learn_for_noise(noise: str):
+    bank = bank_of(80)
+    learned = in_company(3, bank, lambda whole: delta_of(optimize(whole, noise=noise, steps=4, force=True)))[0]
+    assert torch.allclose(learned, delta_of(optimize(bank, noise=noise, steps=4, force=True)), atol=1e-4)
+
+
+def delta_of(bank: MemoryBank) -> Tensor:
+    return separation(bank.memory()).delta
+
+
+@pytest.mark.parametrize("noise", ["mixed", "missing:0.3"])
+def test_nobody_reads_what_another_holds_to_evaluate(noise: str):
+    bank = bank_of(60)
+    how: dict[str, Any] = {"noise": [noise], "samples": 20, "sizes": [9, 60]}
+    found = in_company(3, bank, lambda whole: evaluate(whole, **how))[0]
+    same(asdict(found), asdict(evaluate(bank, **how)), close=1e-4)  # Stage I of uhop ends where float32 tells no more
+
+
+def same(found: object, expected: object, where: str = "", close: float = 1e-5) -> None:
     """Numbers to rounding, and all else to the letter."""
     if isinstance(expected, dict):
         assert isinstance(found, dict) and found.keys() == expected.keys(), where
         for key, value in expected.items():
-            same(found[key], value, f"{where}/{key}")
+            same(found[key], value, f"{where}/{key}", close)
     elif isinstance(expected, list | tuple):
         assert isinstance(found, list | tuple) and len(found) == len(expected), where
         for place, value in enumerate(expected):
-            same(found[place], value, f"{where}/{place}")
+            same(found[place], value, f"{where}/{place}", close)
     elif isinstance(expected, float):
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-5, nan_ok=True), where
+        assert found == pytest.approx(expected, rel=close, abs=close, nan_ok=True), where
     else:
         assert found == expected, where
 
