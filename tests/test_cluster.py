@@ -173,6 +173,8 @@ def test_several_processes_learn_what_one_does(
     alike(json.loads(out), alone)
     for both in (["inspect"], ["inspect", "--seed", "4"]):  # what the bank remembers, and what is measured anew
         one, other = (json.loads(hopmem(*both, tmp_path / name, "--json").stdout) for name in ("alone", "together"))
+        for found in (one, other) if bank == "few" else ():  # of a simplex all pairs are equally close
+            del found["closest_pairs"], found["separation"]["learned"]["worst"]
         alike(other, one)
 
 
