@@ -458,3 +458,12 @@ def test_learning_that_is_killed_goes_on_from_where_it_was_last_known_to_stand(
     assert process.returncode == 0, said.decode()
     assert (tmp_path / "out").read_bytes() == learned.read_bytes()
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_bank_that_stands_is_not_overwritten_by_a_restart(shelf: Path, tmp_path: Path):
+    (tmp_path / "keep").write_bytes(b"thesis")
+    asked = ["optimize", shelf / "few", "--objective", "average", "--steps", "2", "-o", tmp_path / "keep"]
+    code, _, said = run(2, *asked, restarts=1)
+    assert code != 0
+    assert set(said) == {f"hopmem: {tmp_path / 'keep'}: exists already; --force overwrites it"}
+    assert (tmp_path / "keep").read_bytes() == b"thesis"

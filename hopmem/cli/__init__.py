@@ -187,8 +187,6 @@ def optimize(
     from hopmem.pipeline.company import serve
     from hopmem.pipeline.optimize import optimize as run
 
-    if plot is not None and session.first():
-        session.can_chart(plot, force)
     asked: dict[str, Any] = {"objective": objective, "noise": tuple(noise) if noise else None, "steps": steps}
     asked |= {"feature_dim": feature_dim, "temperature": temperature, "learning_rate": learning_rate}
     asked |= {"batch_size": batch_size, "restarts": restarts}
@@ -200,11 +198,14 @@ def optimize(
         if machine.serves:
             serve(bank, machine, to_the_end=True)
             return
+        if plot is not None:
+            session.can_chart(plot, force or machine.again)
         options: dict[str, Any] = {"time_limit": time_limit, "resume": resume, "given": given}
         outcome = run(bank, output, task, machine, **pairs, **options, follow=plot is not None)
     if plot is not None:
-        session.chart_learning(outcome, plot, force)
+        session.chart_learning(outcome, plot, force or machine.again)
     session.finish(outcome, "optimize", as_json, quiet)
+    session.ended(machine)
 
 
 @app.command()
@@ -339,17 +340,18 @@ def inspect(
     from hopmem.pipeline.inspect import inspect as run
     from hopmem.pipeline.inspect import verified
 
-    if session.first():
-        session.can_portray(plot, report, force)
     drawing = 0 if plot is None and report is None else session.PORTRAIT
     with session.machine(device, seed, threads, memory_limit, quiet, drawing, several=True) as machine:
         if machine.serves:
             serve(bank, machine)
             return
+        session.can_portray(plot, report, force or machine.again)
+        machine.begin()
         outcome = run(bank, machine, closest=closest, error=error, alpha=alpha, beta=beta)
         outcome = verified(bank, outcome) if verify else outcome
-        session.portray(outcome, bank, machine, plot, report, force)
+        session.portray(outcome, bank, machine, plot, report, force or machine.again)
     session.finish(outcome, "inspect", as_json, quiet)
+    session.ended(machine)
 
 
 @app.command()
@@ -387,8 +389,6 @@ def evaluate(
     from hopmem.pipeline.evaluate import check
     from hopmem.pipeline.evaluate import evaluate as run
 
-    if plot is not None and session.first():
-        session.can_chart(plot, force)
     options: dict[str, Any] = {"noise": noise or ["mixed"], "samples": samples}
     options |= {"methods": split_names(methods), "sizes": split_counts(sizes)}
     drawing = session.CHART if plot else 0
@@ -396,12 +396,16 @@ def evaluate(
         if machine.serves:
             serve(bank, machine)
             return
+        if plot is not None:
+            session.can_chart(plot, force or machine.again)
+        machine.begin()
         outcome = run(bank, machine, **options)
     if plot is not None:
-        session.chart(outcome, plot, force)
+        session.chart(outcome, plot, force or machine.again)
     session.finish(outcome, "evaluate", as_json, quiet)
     if fail_under is not None:
         check(outcome.result, fail_under)
+    session.ended(machine)
 
 
 def _task(asked: dict[str, Any], noise_from: str | None, force: bool) -> "tuple[Task, frozenset[str]]":

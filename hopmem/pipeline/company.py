@@ -61,7 +61,6 @@ def company(
         yield bank, None
         return
     machine.cluster.tell(split)
-    machine.cluster.begin()
     held = _divided(bank_path, bank, machine.cluster, machine.budget, split)
     try:
         yield held.whole(bank), held

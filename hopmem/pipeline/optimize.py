@@ -70,7 +70,8 @@ def optimize(
         # A run that torchrun has started again is not told so on every host: a checkpoint of this very run counts.
         resume = resume or (machine.cluster is not None and checkpoint.is_there())
         if output is not None:
-            shards.refuse_overwrite(target, force=task.force or resume)
+            shards.refuse_overwrite(target, force=task.force or resume or machine.again)
+        machine.begin()
         checkpoint = checkpoint.resumed(given, machine.seed) if resume else checkpoint
         found = learn(
             bank,

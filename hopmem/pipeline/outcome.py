@@ -38,6 +38,11 @@ class Machine:
         """Whether this run had begun to write when torchrun started it again."""
         return self.cluster is not None and self.cluster.again
 
+    def begin(self) -> None:
+        """Remember that nothing stood in the way of what this run writes."""
+        if self.cluster is not None:
+            self.cluster.begin()
+
 
 @dataclass(frozen=True)
 class Picture:

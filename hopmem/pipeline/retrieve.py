@@ -100,6 +100,7 @@ def retrieve(
             target.refuse_overwrite()
         most = _kept(0 if dry_run else len(read.stored), most, options.get("top", 1))
         tally = Tally(bank, read.row_names, most, emit, pictured=pictures)
+        machine.begin()
         try:
             with company(bank_path, bank, machine, split) as (divided, holder):
                 tally.bank = whole = _tuned(divided, options.get("beta"), machine)
