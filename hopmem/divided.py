@@ -153,7 +153,9 @@ class Divided:
         """
         rows, *columns = rows if isinstance(rows, tuple) else (rows,)
         if isinstance(rows, slice):
-            start, stop, _ = rows.indices(len(self))
+            start, stop, step = rows.indices(len(self))
+            if step != 1:
+                return self[(torch.arange(start, stop, step), *columns)]
             return self.asker.on_parts(self, _range, self, start, stop, columns)
         if isinstance(rows, int):
             return self[rows : rows + 1, *columns][0]

@@ -8,21 +8,22 @@ header, which has a checksum of each tensor: no file can take the place of anoth
 
 import json
 import re
-from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hopmem import atomic, header
-from hopmem.errors import BankError, MissingInputError, UnreadableError
+from hopmem.errors import BankError, HopmemError, MissingInputError, UnreadableError, UsageError
 
+FoundT = TypeVar("FoundT")
 SUFFIX = ".index.json"  # of the index, behind the name of the bank
 FILE = ".safetensors"
 INDEX, SHARD = "hopmem.index/1", "hopmem.shard/1"
 NUMBERED = re.compile(r"(\.[0-9]+)?-[0-9]{5}-of-[0-9]{5}\.safetensors")  # behind the bare name of the bank
-MOST = 99_999  # files of a bank
+MOST = 10_000  # files of a bank: an index is read whole
 
 
 @dataclass(frozen=True)
@@ -97,14 +98,6 @@ class Index:
             )
         return [slice(start, end) for start, end in pairwise(places)]
 
-    def file_of(self, row: int) -> int:
-        """The number of the file that holds a row.
-
-        Returns:
-            From 0.
-        """
-        return bisect_right(self.starts, row) - 1
-
 
 def base(path: str | Path) -> Path:
     """The name of a bank, which its index has, too.
@@ -169,9 +162,54 @@ def metadata(path: str | Path) -> dict[str, str]:
         return found.metadata
 
     try:
-        return look()
+        return steadily(path, look)
     except (OSError, BankError, MissingInputError, UnreadableError):
         return {}
+
+
+def steadily(path: str | Path, look: Callable[[], FoundT]) -> FoundT:
+    """Look at a bank that may be replaced meanwhile, in one file or several, until it was one bank all the time.
+
+    Args:
+        path: of a bank, or of its index.
+        look: opens it.
+
+    Returns:
+        What was seen.
+
+    Raises:
+        BankError: it never stands still.
+        HopmemError: what was seen of one bank is none.
+        OSError: of a bank that stands still.
+    """
+    for attempt in range(header.ATTEMPTS):
+        before = _identity(path)
+        try:
+            found = look()
+        except (HopmemError, OSError):
+            if attempt == header.ATTEMPTS - 1 or _identity(path) == before:
+                raise
+            continue
+        if _identity(path) == before:
+            return found
+    raise BankError(path, "a bank that stands still", f"another one at each of {header.ATTEMPTS} looks")
+
+
+def _identity(path: str | Path) -> list[tuple[int, ...] | None]:
+    """What changes when another bank takes the name.
+
+    Returns:
+        Numbers of its file, and of its index; None of what is not there.
+    """
+    found: list[tuple[int, ...] | None] = []
+    for each in (base(path), index_path(path)):
+        try:
+            stat = each.stat()
+        except OSError:
+            found.append(None)
+        else:
+            found.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
+    return found
 
 
 def read(path: Path) -> Index:
@@ -237,6 +275,9 @@ def write(path: Path, index: Index, tensors: Mapping[str, Path], *, force: bool)
         index: of files that are written.
         tensors: the file of each.
         force: whether an index that stands there may be replaced.
+
+    Raises:
+        UsageError: an index that nobody would read.
     """
     said = {
         "format": INDEX,
@@ -247,8 +288,11 @@ def write(path: Path, index: Index, tensors: Mapping[str, Path], *, force: bool)
         "headers": list(index.digests),
     }
     plain = {"metadata": said, "weight_map": {name: file.name for name, file in sorted(tensors.items())}}
+    text = json.dumps(plain, indent=1) + "\n"
+    if len(text.encode()) > header.LONGEST:
+        raise UsageError(f"--shard-size: expected an index of at most {header.LONGEST} bytes, found {len(text)}")
     with atomic.replacing(index_path(path), force=force) as temporary:
-        temporary.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def names(path: Path, count: int) -> list[Path]:
@@ -278,7 +322,9 @@ def clear(path: Path, kept: Index | None) -> None:
     """
     wanted = set() if kept is None else {file.name for file in kept.files}
     if kept is None:
-        index_path(path).unlink(missing_ok=True)
+        with suppress(BankError, UnreadableError):  # none, or that of something else
+            read(index_path(path))
+            index_path(path).unlink()
     else:
         path.unlink(missing_ok=True)
     for file in _standing(path):

@@ -257,7 +257,7 @@ class MemoryBank:
         Returns:
             The bank.
         """
-        return cls._of(path, sharded.read(path))
+        return shards.steadily(path, lambda: cls._of(path, sharded.read(path)))
 
     @classmethod
     def outline(cls, path: str | Path) -> "MemoryBank":
@@ -269,7 +269,7 @@ class MemoryBank:
         Returns:
             The bank; patterns, features and values are on the device `meta`.
         """
-        return cls._of(path, sharded.outline(path))
+        return shards.steadily(path, lambda: cls._of(path, sharded.outline(path)))
 
     def part(self, path: str | Path, rows: slice) -> "MemoryBank":
         """Some rows of a bank under the same map.
@@ -284,7 +284,7 @@ class MemoryBank:
         Raises:
             BankError: those rows are of another bank.
         """
-        found, own = sharded.rows(path, rows), self._row_tensors
+        found, own = shards.steadily(path, lambda: sharded.rows(path, rows)), self._row_tensors
         empty = {name: None if X is None else torch.empty(0, X.shape[1], dtype=X.dtype) for name, X in own.items()}
         for name, X in found.items():
             if (like := own[name]) is None or (like.shape[1:], like.dtype) != (X.shape[1:], X.dtype):

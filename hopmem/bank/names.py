@@ -27,7 +27,7 @@ class Names(Sequence[str]):
         """
         if (data.dtype, offsets.dtype, data.ndim, offsets.ndim) != (torch.uint8, torch.int64, 1, 1):
             raise ValueError("names are no bytes, or names.offsets no numbers of bytes")
-        self._raw, self._ends = data.numpy().data, offsets
+        self._raw, self._ends = data, offsets
         ascending = all(bool((self._some(rows).diff() >= 0).all()) for rows in blocks(len(self), AT_ONCE))
         if int(offsets[0]) != 0 or int(offsets[-1]) != len(self._raw) or not ascending:
             raise ValueError("names.offsets do not ascend from 0 to the length of the names")
@@ -56,7 +56,7 @@ class Names(Sequence[str]):
             return tuple(self[each] for each in range(*row.indices(len(self))))
         row = range(len(self))[row]
         begin, end = self._ends[row : row + 2].tolist()
-        return str(self._raw[begin:end], "utf-8", "surrogateescape")  # for which all bytes are text
+        return str(self._raw[begin:end].numpy().data, "utf-8", "surrogateescape")  # for which all bytes are text
 
     def __iter__(self) -> Iterator[str]:
         """Read all.
@@ -65,9 +65,9 @@ class Names(Sequence[str]):
             Name by name.
         """
         for rows in blocks(len(self), AT_ONCE):
-            ends = self._some(rows).tolist()
+            raw, ends = self._raw.numpy().data, self._some(rows).tolist()
             for begin, end in pairwise(ends):
-                yield str(self._raw[begin:end], "utf-8", "surrogateescape")
+                yield str(raw[begin:end], "utf-8", "surrogateescape")
 
     def __eq__(self, other: object) -> bool:
         """Compare with any names.

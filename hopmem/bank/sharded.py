@@ -1,7 +1,8 @@
 """Tensors and metadata ↔ several files and their index, the old ones in force until all of the new are written."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import pairwise
 from math import gcd
@@ -76,11 +77,24 @@ def write(
         places = {name: file for number, file in enumerate(files) for name in index.header(number).tensors}
         shards.write(path, index, places, force=force)
     except BaseException:
+        if _is_in_force(path, written):  # the index was renamed before the interruption
+            raise
         for each in written:
             with suppress(OSError):
                 each.unlink(missing_ok=True)
         raise
     shards.clear(path, index)
+
+
+def _is_in_force(path: Path, files: Sequence[Path]) -> bool:
+    """Whether the index of a bank names some files.
+
+    Returns:
+        True where it names all of them.
+    """
+    with suppress(BankError, UnreadableError):
+        return list(shards.read(shards.index_path(path)).files) == list(files)
+    return False
 
 
 def read(path: str | Path, *, whole: bool = False) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -191,10 +205,13 @@ def _rows_of(index: Index, some: slice, *, whole: bool) -> dict[str, Tensor]:
     Raises:
         BankError: files that do not belong together.
     """
-    opened = []
-    for number, own in index.holding(some):
-        path, found = index.files[number], index.header(number)
-        header.check(path, found, whole=whole)
+    opened, holding = [], index.holding(some)
+    headers = [index.header(number) for number, _ in holding]
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # a digest keeps one busy
+        jobs = zip([index.files[number] for number, _ in holding], headers, strict=True)
+        list(threads.map(lambda job: header.check(*job, whole=whole), jobs))
+    for (number, own), found in zip(holding, headers, strict=True):
+        path = index.files[number]
         named = {name: f"{name}.{number + 1:05}" for name in ROWS if f"{name}.{number + 1:05}" in found.tensors}
         opened.append(_parts(path, found, named, own, index.starts[number + 1] - index.starts[number]))
     tensors: dict[str, Tensor] = {}
@@ -278,7 +295,10 @@ def _starts(rows: Mapping[str, Tensor], more: int, shard_size: int | None) -> li
     whole_pages = max(PAGE // gcd(PAGE, width) for width in widths)
     starts, start = [0], 0
     while start < M:
-        fitting = max(1, (shard_size - PAGE - (0 if start else more)) // sum(widths))
+        usual = max(1, (shard_size - PAGE) // sum(widths))
+        fitting = usual if start else max(1, min(usual, (shard_size - PAGE - more) // sum(widths)))
+        if fitting < whole_pages <= usual:
+            fitting = whole_pages  # the first file is larger, or all would be copied when the bank is opened
         start += fitting - fitting % whole_pages or fitting
         starts.append(min(start, M))
     return starts

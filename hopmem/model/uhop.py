@@ -310,7 +310,9 @@ class _Batch:
         Returns:
             The loss, the same with all to the bit.
         """
-        return self._log_mean(self._exponents(*self.features(A), t))[0]
+        mine, Z = self.features(A)
+        log_sum = self._weights(mine, Z, t)[1]
+        return log_sum - math.log(self.count * (self.count - 1))
 
     def gradient(self, A: Tensor, t: float) -> tuple[float, Tensor]:
         """L and ∂L/∂A: both ends of a pair pull alike, so each process follows its own ends, and counts them twice.
@@ -319,28 +321,27 @@ class _Batch:
             Both, the same with all to the bit.
         """
         A = A.detach().requires_grad_(True)
-        exponents = self._exponents(*self.features(A), t)
-        loss, log_sum = self._log_mean(exponents.detach())
-        (gradient,) = torch.autograd.grad(exponents, A, 2 * (exponents.detach() - log_sum).exp())
-        return loss, self.part.others.total(gradient.double()).to(A)
+        mine, Z = self.features(A)
+        weights, log_sum, largest = self._weights(mine.detach(), Z, t)
+        pull = weights @ Z  # ∂L/∂z_μ, both ends, is 4t Σ_ν p_μν z_ν
+        (gradient,) = torch.autograd.grad(mine, A, pull * (4 * t * math.exp(largest - log_sum)))
+        total = self.part.others.total(gradient.double()).to(A)
+        return log_sum - math.log(self.count * (self.count - 1)), total
 
-    def _exponents(self, mine: Tensor, Z: Tensor, t: float) -> Tensor:
-        """−t ‖z_μ − z_ν‖² of the pairs of own memories with all, −∞ of a memory with itself.
-
-        Returns:
-            [m, n].
-        """
-        itself = self.own[:, None] == torch.arange(self.count)
-        return (2 * t * (mine @ Z.T - 1)).masked_fill(itself.to(Z.device), -math.inf)
-
-    def _log_mean(self, exponents: Tensor) -> tuple[float, float]:
-        """The logarithms of the mean, and of the sum, of e^x over all pairs.
+    def _weights(self, mine: Tensor, Z: Tensor, t: float) -> tuple[Tensor, float, float]:
+        """The pairs of own memories with all, but of none with itself, by x = −t ‖z_μ − z_ν‖².
 
         Returns:
-            Both.
+            e^(x − m) [m, n], the logarithm of the sum of e^x over the pairs of all processes, and m, the
+            largest x here.
         """
-        log_sum = log_total(self.part.others, float(exponents.flatten().double().logsumexp(0)))
-        return log_sum - math.log(self.count * (self.count - 1)), log_sum
+        X = (mine @ Z.T).sub_(1).mul_(2 * t)
+        X[torch.arange(len(X)), self.own] = -math.inf
+        largest = max(float(X.max()), -1e300) if X.numel() else -1e300  # of nothing, no weight
+        X.sub_(largest).exp_()
+        total = float(X.sum(dtype=torch.float64))
+        log_sum = log_total(self.part.others, largest + math.log(total) if total > 0 else -math.inf)
+        return X, log_sum, largest
 
 
 def _features(part: Division, patterns: Patterns, rows: Tensor, mean: Tensor, W0: Tensor, A: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hopmem.bank import MemoryBank, file
+from hopmem.divided import Division, everywhere
 from hopmem.errors import HopmemError, MissingInputError, UsageError
 from hopmem.model.kernel import small_blocks
 from hopmem.model.separation import Keep, State
@@ -128,9 +129,23 @@ def checkpoint_of(
     digest = hashlib.blake2b(digest_size=16)
     for rows in (memory.patterns, *(pairs or ())):
         digest.update(str(list(rows.shape)).encode())
-        for part in small_blocks(len(rows), rows.shape[1:].numel()):
-            digest.update(rows[part].contiguous().view(torch.uint8).numpy())
+        digest.update(json.dumps(everywhere(rows, _digest, rows).tolist()).encode())
     return Checkpoint(bank.with_name(bank.name + SUFFIX), task, seed, digest.hexdigest())
+
+
+def _digest(part: Division, rows: Tensor) -> Tensor:
+    """What tells rows from others: the sum of a digest of each and its number, whoever holds them.
+
+    Returns:
+        Four numbers, int64.
+    """
+    total, start = 0, part.start
+    for some in small_blocks(len(rows), rows.shape[1:].numel()):
+        for raw in rows[some].contiguous().view(len(rows[some]), -1).view(torch.uint8).numpy():
+            total += int.from_bytes(hashlib.blake2b(raw, digest_size=16, salt=start.to_bytes(8, "big")).digest(), "big")
+            start += 1
+    words = [total % (1 << 128) >> 32 * place & 0xFFFFFFFF for place in range(4)]
+    return part.others.total(torch.tensor(words))
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from hopmem import shards
 from hopmem.bank import MemoryBank, sharded
@@ -26,7 +26,14 @@ if TYPE_CHECKING:  # who is alone loads nothing of it
 Split = Literal["auto", "memories", "queries"]
 
 
-def opened(bank_path: str, machine: Machine) -> MemoryBank:
+class Opened(NamedTuple):
+    """A bank, as far as the first process reads it by itself."""
+
+    bank: MemoryBank
+    digest: str | None  # its `identity`, where others will open the same
+
+
+def opened(bank_path: str, machine: Machine) -> Opened:
     """Open a bank, as far as this process reads it by itself.
 
     Args:
@@ -36,18 +43,24 @@ def opened(bank_path: str, machine: Machine) -> MemoryBank:
     Returns:
         The bank; of several processes, which will divide it, its outline.
     """
-    return MemoryBank.load(bank_path) if machine.cluster is None else MemoryBank.outline(bank_path)
+    if machine.cluster is None:
+        return Opened(MemoryBank.load(bank_path), None)
+
+    def look() -> Opened:
+        return Opened(MemoryBank.outline(bank_path), identity(bank_path))
+
+    return shards.steadily(bank_path, look)
 
 
 @contextmanager
 def company(
-    bank_path: str, bank: MemoryBank, machine: Machine, split: Split
+    bank_path: str, found: Opened, machine: Machine, split: Split
 ) -> Iterator[tuple[MemoryBank, Company | None]]:
     """Divide a bank among the processes of this run, of which this is the first one.
 
     Args:
         bank_path: the bank, which all processes read.
-        bank: as this one has `opened` it.
+        found: as this one has `opened` it.
         machine: which processes there are.
         split: whether memories are divided or queries; auto goes by the size of the bank.
 
@@ -58,12 +71,12 @@ def company(
         KeyboardInterrupt: the work was interrupted: the others may wait for what will not come, and end.
     """
     if machine.cluster is None:
-        yield bank, None
+        yield found.bank, None
         return
     machine.cluster.tell(split)
-    held = _divided(bank_path, bank, machine.cluster, machine.budget, split)
+    held = _divided(bank_path, found, machine.cluster, machine.budget, split)
     try:
-        yield held.whole(bank), held
+        yield held.whole(found.bank), held
     except KeyboardInterrupt:
         machine.cluster.first_to_speak()  # and no other
         raise
@@ -101,12 +114,12 @@ def serve(bank_path: str, machine: Machine, *, to_the_end: bool = False) -> None
                 _divided(bank_path, None, machine.cluster, machine.budget, split).serve()
 
 
-def _divided(bank_path: str, bank: MemoryBank | None, cluster: "Cluster", budget: int, split: Split) -> Company:
+def _divided(bank_path: str, opened: Opened | None, cluster: "Cluster", budget: int, split: Split) -> Company:
     """Divide a bank, once it is certain that all have the same.
 
     Args:
         bank_path: the bank.
-        bank: its outline, with the first process.
+        opened: its outline, with the first process.
         cluster: all processes.
         budget: bytes of working memory.
         split: what is divided.
@@ -125,16 +138,22 @@ def _divided(bank_path: str, bank: MemoryBank | None, cluster: "Cluster", budget
         and not (several and by_memories)
     ):
         verify(bank_path)  # each host reads its own; of several files, each process those that it holds
-    found = cluster.each((socket.gethostname(), identity(bank_path)))
+    found = cluster.each((socket.gethostname(), identity(bank_path) if opened is None else opened.digest))
     for rank, (host, digest) in enumerate(found):
         if digest != found[0][1]:
             expected = f"the bank of process 0 on {found[0][0]}"
             raise BankError(bank_path, expected, f"another one with process {rank} on {host}")
-    if not by_memories:
-        return Company.by_queries(cluster, MemoryBank.load(bank_path), budget)
-    outline: MemoryBank = cluster.tell(None if bank is None else replace(bank, names=()))
-    rows = sharded.divided(bank_path, len(outline), cluster.size)
-    return Company.by_memories(cluster, outline.part(bank_path, rows[cluster.rank]), rows, budget)
+    if by_memories:
+        outline: MemoryBank = cluster.tell(None if opened is None else replace(opened.bank, names=()))
+        rows: list[slice] = cluster.tell(sharded.divided(bank_path, len(outline), cluster.size))
+        bank = outline.part(bank_path, rows[cluster.rank])
+    else:
+        bank = MemoryBank.load(bank_path)
+    if set(cluster.each(identity(bank_path))) != {found[0][1]}:  # it may have been replaced while it was opened
+        raise BankError(bank_path, "one bank for all processes", "another one that has taken its place")
+    if by_memories:
+        return Company.by_memories(cluster, bank, rows, budget)
+    return Company.by_queries(cluster, bank, budget)
 
 
 def identity(bank_path: str) -> str:

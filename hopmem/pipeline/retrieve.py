@@ -1,5 +1,6 @@
 """Retrieve: queries → patterns → answers, back in the kind of the queries."""
 
+import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -81,8 +82,9 @@ def retrieve(
     if resume and output in {None, "-"}:
         raise UsageError("--resume: expected -o OUT, a file or a folder, found none")
     if output is not None:
-        refuse_itself(output, shards.files(bank_path))
-    bank = opened(bank_path, machine)
+        _refuse_the_bank(output, bank_path)
+    found = opened(bank_path, machine)
+    bank = found.bank
     if pictures and (bank.layout is None or bank.values is not None):
         raise UsageError("--plot: expected a bank of images that returns its patterns, found rows of numbers or values")
     device, stopped = str(resolve(machine.device)), 0
@@ -102,7 +104,7 @@ def retrieve(
         tally = Tally(bank, read.row_names, most, emit, pictured=pictures)
         machine.begin()
         try:
-            with company(bank_path, bank, machine, split) as (divided, holder):
+            with company(bank_path, found, machine, split) as (divided, holder):
                 tally.bank = whole = _tuned(divided, options.get("beta"), machine)
                 options |= {"company": holder}
                 if dry_run:
@@ -116,6 +118,17 @@ def retrieve(
             stopped = TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
     warnings = [*read.notes, *tally.warnings, *_unfinished(stopped, tally.count, len(read.stored), run)]
     return Outcome(tally.result, device, warnings, list(read.skipped), tally.pictures, interrupted=stopped)
+
+
+def _refuse_the_bank(output: str, bank_path: str) -> None:
+    """Refuse to write over a bank, or to take the name by which one of several files is found.
+
+    Raises:
+        UsageError: that is asked.
+    """
+    refuse_itself(output, shards.files(bank_path))
+    if os.path.realpath(output) == os.path.realpath(shards.base(bank_path)):
+        raise UsageError(f"{output}: expected another name than that of the bank, found {bank_path}")
 
 
 def _answer(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # who is alone loads nothing of it
 
 ResultT = TypeVar("ResultT")
 PATTERNS, FEATURES, VALUES = "patterns", "features", "values"  # the rows of the bank
-REMEMBERED = 16  # tensors that were sent, and need not be sent again
+REMEMBERED, LARGEST = 16, 16 << 20  # tensors that were sent and need not be sent again, and bytes of them, at most
 
 
 _Place = tuple[int, tuple[torch.Size, torch.dtype, bool] | None]  # the number of a tensor, and what comes, if it does
@@ -84,8 +84,9 @@ class _Sent:
 
     def forget(self) -> None:
         """Let go of those that were not asked for lately."""
-        while len(self.tensors) > REMEMBERED:
-            self.tensors.popitem(last=False)
+        total = sum(X.nbytes for X, _ in self.tensors.values())
+        while len(self.tensors) > REMEMBERED or total > LARGEST:
+            total -= self.tensors.popitem(last=False)[1][0].nbytes
 
 
 @dataclass(frozen=True)
