@@ -12,6 +12,7 @@ cost_model.py. In a network of its own nobody else is heard:
 """
 
 import argparse
+import hashlib
 import json
 import os
 import statistics
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import date
@@ -229,6 +231,7 @@ def constants(groups: dict[str, Group], bank: Path, M: int, d: int) -> dict[str,
         "launch": launch,
         "name": opened(bank) / M,
         "read": read(bank),
+        "digest": digest(),
         "entry": max(0.0, few / (M * d) - FEW * product),
         "product": product,
         "hop": took["small"] / 2,  # of two processes each sums up one half, and sends it
@@ -241,6 +244,12 @@ def opened(bank: Path) -> float:
     started = time.perf_counter()
     hopmem.MemoryBank.load(bank)
     return time.perf_counter() - started
+
+
+def digest() -> float:
+    """Seconds to compare a byte with its checksum."""
+    data = bytes(1 << 26)
+    return min(timeit.repeat(lambda: hashlib.sha256(data), number=1, repeat=3)) / len(data)
 
 
 def read(bank: Path) -> float:

@@ -108,6 +108,7 @@ class Constants:
     launch: float  # until torchrun has started processes, and has ended after them
     name: float  # to open a bank, for each name in it
     read: float  # to read a byte of a bank from the disk
+    digest: float  # of a thread, to compare a byte with its checksum
     entry: float  # of a thread, to pass over an entry of a bank, whatever the number of states
     product: float  # of a thread, to multiply it with one of a state, and all that follows
     hop: float  # for a message
@@ -186,8 +187,9 @@ class Case:
         return once if self.memory * self.processes <= RAM else once * self.passes * self.steps
 
     def opening(self, of: Constants) -> float:
-        """Seconds until all processes are there, and have opened the bank."""
-        return of.start + of.launch * (self.all > 1) + of.name * self.memories
+        """Seconds until all processes are there, and have opened the bank; on several hosts they compare its bytes."""
+        compared = self.part * of.digest / self.threads if self.hosts > 1 else 0.0
+        return of.start + of.launch * (self.all > 1) + of.name * self.memories + compared
 
 
 def table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
@@ -226,6 +228,7 @@ def constants(kept: dict) -> Iterator[str]:
             ["torchrun, before its processes and after them", seconds(of.launch)],
             ["opening a bank, for each name", seconds(of.name)],
             ["reading the bank from the disk", f"{size(1 / of.read)}/s"],
+            ["comparing it with its checksums (one thread)", f"{size(1 / of.digest)}/s"],
             ["passing over an entry of the bank, with any number of states (one thread)", seconds(of.entry)],
             ["one product of entries, with all that follows (one thread)", seconds(of.product)],
             ["a message over loopback", seconds(of.hop)],

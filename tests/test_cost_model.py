@@ -137,7 +137,9 @@ def test_the_model_knows_how_many_queries_go_through_a_bank_together(M: int, lim
 
 
 def test_the_model_foretells_less_time_and_as_much_traffic_with_more_hosts():
-    of = model.Constants(start=1, launch=1, name=0, read=1e-9, entry=1e-10, product=1e-11, hop=1e-5, byte=1e-9)
+    of = model.Constants(
+        start=1, launch=1, name=0, read=1e-9, digest=1e-9, entry=1e-10, product=1e-11, hop=1e-5, byte=1e-9
+    )
     few, many = (model.Case(10**8, 256, 64, hosts, 1, 2, limit=1 << 36) for hosts in (2, 16))
     assert many.computing(of) == pytest.approx(few.computing(of) / 8)
     assert many.reading(of) == pytest.approx(few.reading(of) / 8)

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
@@ -338,3 +339,84 @@ def test_rows_of_another_bank_than_the_outline_are_refused(tmp_path: Path):
     bank(dimension=D - 1).save(tmp_path / "other")
     with raises_refusal(6, "patterns of one bank", "another"):
         MemoryBank.outline(tmp_path / "bank").part(tmp_path / "other", slice(0, 5))
+
+
+def test_an_interruption_after_the_index_was_renamed_keeps_the_new_bank(stored: Path, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(_folder: Path) -> None:
+        if shards.read(shards.index_path(stored)).starts[-1] == M - 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("hopmem.atomic._sync", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bank(rows=M - 1).save(stored)
+    assert len(MemoryBank.load(stored)) == M - 1
+    monkeypatch.undo()
+    bank().save(stored)
+    assert len(names(stored.parent)) == 6  # what was left behind has gone
+
+
+def test_an_interruption_before_that_keeps_the_old_one_and_nothing_else(stored: Path, monkeypatch: pytest.MonkeyPatch):
+    before = {each.name: each.read_bytes() for each in stored.parent.iterdir()}
+
+    def interrupt(*_args: object, **_how: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hopmem.shards.write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        bank(rows=M - 1).save(stored)
+    assert {each.name: each.read_bytes() for each in stored.parent.iterdir()} == before
+
+
+def test_an_index_that_nobody_would_read_is_not_written(stored: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(header, "LONGEST", 1 << 12)
+    with raises_refusal(2, "--shard-size", "an index of at most"):
+        bank(9_000).save(stored)
+    monkeypatch.undo()
+    assert len(MemoryBank.load(stored)) == M
+
+
+def test_the_index_of_something_else_is_left_alone(tmp_path: Path):
+    (tmp_path / "model.safetensors.index.json").write_text('{"metadata": {}, "weight_map": {"a": "b"}}')
+    bank(None).save(tmp_path / "model.safetensors")
+    assert names(tmp_path) == ["model.safetensors", "model.safetensors.index.json"]
+    assert len(MemoryBank.load(tmp_path / "model.safetensors")) == M
+
+
+def test_answers_do_not_take_the_name_by_which_the_bank_is_found(stored: Path, hopmem: Hopmem):
+    np.save(stored.with_name("q.npy"), np.ones((3, D), dtype=np.float32))
+    for name in (stored, stored.with_name(stored.name + ".index.json")):
+        said = hopmem("retrieve", name, stored.with_name("q.npy"), "-o", stored, code=2).stderr
+        assert "another name than that of the bank" in said
+
+
+def test_many_names_do_not_keep_the_files_from_being_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = MemoryBank.from_patterns(torch.ones(2000, D), [f"{row:040}" for row in range(2000)])
+    replace(made, shard_size=80_000).save(tmp_path / "bank")
+    copied = []
+    monkeypatch.setattr("hopmem.bank.adjoin.joined", copied.append)
+    assert len(MemoryBank.load(tmp_path / "bank").patterns) == 2000
+    assert copied == []
+
+
+def test_a_bank_that_is_replaced_again_and_again_is_whole_for_who_opens_it(stored: Path):
+    code = (
+        "import sys, torch; from hopmem.bank import MemoryBank; from dataclasses import replace\n"
+        f"for row in range(30): replace(MemoryBank.from_patterns(torch.full((300, {D}), row + 1.0)),"
+        " shard_size=None if row % 3 == 0 else 20_000).save(sys.argv[1])"
+    )
+    seen = set()
+    with subprocess.Popen([sys.executable, "-c", code, stored]) as process:
+        while process.poll() is None:
+            patterns = MemoryBank.load(stored).patterns
+            assert len(patterns) in {300, M}
+            if len(patterns) == 300:
+                assert bool((patterns == patterns[0, 0]).all())
+                seen.add(float(patterns[0, 0]))
+    assert process.returncode == 0
+    assert len(seen) > 3
+
+
+def test_a_bank_can_be_sent_to_another_process(stored: Path):
+    found = pickle.loads(pickle.dumps(MemoryBank.load(stored)))
+    assert found.names == bank().names
+    assert torch.equal(found.patterns, bank().patterns)
