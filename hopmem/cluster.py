@@ -36,7 +36,8 @@ class LostError(HopmemError):
     """Another process is gone, or does not answer."""
 
     def __init__(self, patience: float) -> None:
-        super().__init__(f"expected an answer of all processes within {patience:g} s, found that one is gone or hangs")
+        found = f"found that one is gone, or has hung for {patience:g} s"
+        super().__init__(f"expected an answer of all processes, {found}")
 
 
 class Cluster:

@@ -130,6 +130,11 @@ class Divided:
         return torch.device("cpu")
 
     @property
+    def is_meta(self) -> bool:
+        """Whether there are no rows."""
+        return False
+
+    @property
     def nbytes(self) -> int:
         """The size of all rows."""
         return self.shape.numel() * self.dtype.itemsize

@@ -157,9 +157,10 @@ def metadata(path: str | Path) -> dict[str, str]:
         index = find(path)
         if index is None:
             return header.metadata(path)
-        found = index.header(0)
-        header.check(index.files[0], found)
-        return found.metadata
+        found = [index.header(number) for number in range(len(index.files))]
+        for file, each in zip(index.files, found, strict=True):
+            header.check(file, each)
+        return found[0].metadata
 
     try:
         return steadily(path, look)

@@ -135,6 +135,7 @@ def test_inputs_that_are_skipped_are_no_failure_that_torchrun_would_answer_with_
     code, out, _ = run(2, *asked)
     assert code == 0
     assert [each["name"] for each in json.loads(out)["skipped"]] == ["1"]
+    assert run(2, *asked, "-q", "--force")[2] == ["hopmem: 1 inputs were skipped"]
 
 
 def alike(found: Any, expected: Any, where: str = "") -> None:
@@ -458,6 +459,25 @@ def test_learning_that_is_killed_goes_on_from_where_it_was_last_known_to_stand(
     assert process.returncode == 0, said.decode()
     assert (tmp_path / "out").read_bytes() == learned.read_bytes()
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("split", ["memories", "queries"])
+def test_queries_of_another_type_of_which_one_is_partial_are_answered_as_alone(
+    split: str, tmp_path: Path, hopmem: Hopmem
+):
+    draw = np.random.default_rng(3)
+    rows = draw.integers(0, 256, (60, 12), dtype=np.uint8)
+    MemoryBank.from_patterns(rows).tuned().save(tmp_path / "bank")
+    queries = (rows[:20] + draw.standard_normal((20, 12))).astype(np.float32)
+    queries[-1, 3] = np.nan
+    np.save(tmp_path / "q.npy", queries)
+    asked = ["retrieve", tmp_path / "bank", tmp_path / "q.npy", "-q", "--beta", "9"]
+    hopmem(*asked, "-o", tmp_path / "alone.npy")
+    code, _, said = run(3, *asked, "-o", tmp_path / "all.npy", "--split", split)
+    assert (code, said) == (0, [])
+    alone, together = np.load(tmp_path / "alone.npy"), np.load(tmp_path / "all.npy")
+    assert together.dtype == alone.dtype
+    assert np.abs(together - alone).max() <= SAME * 255
 
 
 def test_a_bank_that_stands_is_not_overwritten_by_a_restart(shelf: Path, tmp_path: Path):

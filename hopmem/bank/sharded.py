@@ -57,20 +57,16 @@ def write(
         raise UsageError(f"{least}, found {shard_size} bytes, which make {len(starts) - 1:,}")
     path.parent.mkdir(parents=True, exist_ok=True)
     files = shards.names(path, len(starts) - 1)
+    paged = all(end * (tensor.nbytes // len(tensor)) % PAGE == 0 for tensor in rows.values() for end in starts[1:-1])
     written: list[Path] = []
     try:
         for number, (start, end) in enumerate(pairwise(starts)):
             some = {f"{name}.{number + 1:05}": cut(tensor, start, end) for name, tensor in rows.items()}
             own = {"bank": path.name, "rows": f"{start} {end}"} | ({} if number else metadata)
             written.append(files[number])
-            file.write(
-                files[number],
-                _aligned(some, {} if number else kept),
-                own,
-                force=False,
-                form=shards.SHARD,
-                as_they_come=True,
-            )
+            rest = {} if number else kept
+            whole = _aligned(some, rest) if paged else some | rest
+            file.write(files[number], whole, own, force=False, form=shards.SHARD, as_they_come=paged)
         digests = tuple(map(header.digest, files))
         total = sum(tensor.nbytes for tensor in [*rows.values(), *kept.values()])
         index = Index(shards.index_path(path), tuple(files), tuple(starts), digests, shard_size, total)
@@ -292,16 +288,12 @@ def _starts(rows: Mapping[str, Tensor], more: int, shard_size: int | None) -> li
     M, widths = len(next(iter(rows.values()))), [tensor.nbytes // len(tensor) for tensor in rows.values()]
     if shard_size is None or sum(widths) * M + more <= shard_size:
         return [0, M]
-    whole_pages = max(PAGE // gcd(PAGE, width) for width in widths)
-    starts, start = [0], 0
-    while start < M:
-        usual = max(1, (shard_size - PAGE) // sum(widths))
-        fitting = usual if start else max(1, min(usual, (shard_size - PAGE - more) // sum(widths)))
-        if fitting < whole_pages <= usual:
-            fitting = whole_pages  # the first file is larger, or all would be copied when the bank is opened
-        start += fitting - fitting % whole_pages or fitting
-        starts.append(min(start, M))
-    return starts
+    whole_pages, room = max(PAGE // gcd(PAGE, width) for width in widths), shard_size - PAGE  # for the header
+    usual = max(1, room // sum(widths))
+    if usual < whole_pages:  # too few to end at a page: they will be copied when the bank is opened
+        whole_pages = 1
+    first = max(room - more, 0) // sum(widths) // whole_pages * whole_pages or whole_pages
+    return [0, *range(first, M, usual // whole_pages * whole_pages), M] if first < M else [0, M]
 
 
 def _aligned(rows: Mapping[str, Tensor], rest: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -316,6 +316,8 @@ def finish(
         raise typer.Exit(outcome.interrupted)
     if outcome.skipped and TORCHRUN not in os.environ:  # torchrun would take it for a failure, and do all again
         raise typer.Exit(SKIPPED_SOME)
+    if outcome.skipped and quiet:  # nothing else would tell
+        typer.echo(f"hopmem: {len(outcome.skipped)} inputs were skipped", err=True)
 
 
 def ended(machine: "Machine") -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hopmem.bank import MemoryBank
+from hopmem.divided import Division, everywhere
 from hopmem.errors import UsageError
 from hopmem.model.kernel import small_blocks
 from hopmem.patterns import Form, Layout, Loaded, Target, kind_of
@@ -49,10 +50,9 @@ def _type_of(asked: torch.dtype, scale: float, bank: MemoryBank) -> torch.dtype:
     stored = bank.patterns
     if stored.is_floating_point() and not asked.is_floating_point:
         asked = torch.float32  # a mean of real patterns is no whole number
-    if asked == stored.dtype:
+    if asked == stored.dtype or stored.is_meta:  # of an outline, nobody knows yet
         return asked
-    lows, highs = zip(*(_ends(stored[rows]) for rows in small_blocks(*stored.shape)), strict=True)
-    low, high = (end * bank.scale / scale for end in (min(lows), max(highs)))
+    high, low = everywhere(stored, _ends, stored).mul(bank.scale / scale).mul(torch.tensor([1, -1])).tolist()
     least, most = _limits(asked)
     if least <= low and high <= most:
         return asked
@@ -63,15 +63,18 @@ def _type_of(asked: torch.dtype, scale: float, bank: MemoryBank) -> torch.dtype:
     return next(fits, torch.float64)
 
 
-def _ends(rows: Tensor) -> tuple[float, float]:
-    """The smallest and the largest entry; torch looks for none among whole numbers of 16 bits without a sign.
+def _ends(part: Division, rows: Tensor) -> Tensor:
+    """The largest entry, and the negative of the smallest.
 
     Returns:
-        They.
+        float64 [2].
     """
-    rows = rows.int() if rows.dtype == torch.uint16 else rows
-    low, high = rows.aminmax()
-    return float(low), float(high)
+    found = torch.full((2,), -torch.inf, dtype=torch.float64)
+    for some in small_blocks(*rows.shape):
+        block = rows[some]
+        low, high = (block.int() if block.dtype == torch.uint16 else block).aminmax()  # torch looks for none in these
+        found = torch.maximum(found, torch.stack([high.double(), -low.double()]))
+    return part.others.largest(found)
 
 
 def _limits(dtype: torch.dtype) -> tuple[float, float]:

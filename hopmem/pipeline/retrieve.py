@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -107,6 +108,7 @@ def retrieve(
             with company(bank_path, found, machine, split) as (divided, holder):
                 tally.bank = whole = _tuned(divided, options.get("beta"), machine)
                 options |= {"company": holder}
+                target = _typed(target, read, whole)
                 if dry_run:
                     estimate = _estimated(read, whole, machine, options)
                     return Outcome(estimate, device, list(read.notes), list(read.skipped))
@@ -129,6 +131,17 @@ def _refuse_the_bank(output: str, bank_path: str) -> None:
     refuse_itself(output, shards.files(bank_path))
     if os.path.realpath(output) == os.path.realpath(shards.base(bank_path)):
         raise UsageError(f"{output}: expected another name than that of the bank, found {bank_path}")
+
+
+def _typed(target: Target | None, read: Loaded, bank: MemoryBank) -> Target | None:
+    """Where answers go, in a type that holds what is stored: of an outline, that was not yet known.
+
+    Returns:
+        The target.
+    """
+    if target is None:
+        return None
+    return replace(target, dtype=target_of(target.path, read, bank, force=target.force).dtype)
 
 
 def _answer(

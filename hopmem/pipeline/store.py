@@ -94,7 +94,7 @@ def store(
             warnings += [] if old is None else _append_warnings(old.tuned(device, block), bank, device, block)
             bank.save(path, beside=remember(bank, machine), force=force or append)
         result = StoreResult(
-            bank=output,
+            bank=str(path) if output.endswith(shards.SUFFIX) else output,
             patterns=len(bank),
             dimension=bank.dimension,
             shape=list(bank.shape),

@@ -91,6 +91,8 @@ def search(
     if known is None:
         return settle(X, memory, readout, width, dynamics, progress, shard)
     whole = known.all(1)
+    if bool(whole.all()):
+        return settle(X, memory, readout, width, dynamics, progress, shard)
     if not bool(whole.any()):
         return complete(X, known, memory, readout, width, dynamics, progress, shard)
     parts = [(whole, settle(X[whole], memory, readout, width, dynamics, _onward(progress, 0, len(X)), shard))]
