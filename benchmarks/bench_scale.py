@@ -100,12 +100,14 @@ def serve(path: str, queries: str) -> None:
     if "RANK" not in os.environ:
         answer(None)
         return
+    from hopmem.bank.sharded import divided
     from hopmem.cluster import joined
     from hopmem.devices import DEFAULT_BUDGET
     from hopmem.verbs.company import Company
 
     with joined(torch.device("cpu")) as cluster:
-        company = Company.of(cluster, bank, True, DEFAULT_BUDGET)
+        outline, rows = hopmem.MemoryBank.outline(path), divided(path, len(bank), cluster.size)
+        company = Company.by_memories(cluster, outline.part(path, rows[cluster.rank]), rows, DEFAULT_BUDGET)
         if cluster.rank:
             company.serve()
         else:
