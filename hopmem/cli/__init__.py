@@ -184,7 +184,6 @@ def optimize(
     verbose: Verbose = False,
 ) -> None:
     """Learn the feature map that a bank retrieves best with."""
-    from hopmem.pipeline.company import serve
     from hopmem.pipeline.optimize import optimize as run
 
     asked: dict[str, Any] = {"objective": objective, "noise": tuple(noise) if noise else None, "steps": steps}
@@ -196,6 +195,8 @@ def optimize(
     drawing = session.CHART if plot else 0
     with session.machine(device, seed, threads, memory_limit, quiet, drawing, several=True) as machine:
         if machine.serves:
+            from hopmem.pipeline.company import serve
+
             serve(bank, machine, to_the_end=True)
             return
         if plot is not None:
@@ -270,7 +271,6 @@ def retrieve(
     verbose: Verbose = False,
 ) -> None:
     """Retrieve the stored pattern for each noisy, masked or partial query."""
-    from hopmem.pipeline.company import serve
     from hopmem.pipeline.retrieve import retrieve as run
     from hopmem.report import show_lines
     from hopmem.report.tables import ROWS_SHOWN
@@ -290,6 +290,8 @@ def retrieve(
     options |= {"force": force, "resume": resume, "dry_run": dry_run}
     with session.machine(device, seed, threads, memory_limit, quiet, several=True) as machine:
         if machine.serves:
+            from hopmem.pipeline.company import serve
+
             serve(bank, machine)
             return
         if plot is not None:
@@ -336,13 +338,14 @@ def inspect(
     verbose: Verbose = False,
 ) -> None:
     """Show how well separated a bank is, and what it can promise."""
-    from hopmem.pipeline.company import serve
     from hopmem.pipeline.inspect import inspect as run
     from hopmem.pipeline.inspect import verified
 
     drawing = 0 if plot is None and report is None else session.PORTRAIT
     with session.machine(device, seed, threads, memory_limit, quiet, drawing, several=True) as machine:
         if machine.serves:
+            from hopmem.pipeline.company import serve
+
             serve(bank, machine)
             return
         session.can_portray(plot, report, force or machine.again)
@@ -385,7 +388,6 @@ def evaluate(
     verbose: Verbose = False,
 ) -> None:
     """Measure how well a bank gives corrupted patterns back, beside other memories."""
-    from hopmem.pipeline.company import serve
     from hopmem.pipeline.evaluate import check
     from hopmem.pipeline.evaluate import evaluate as run
 
@@ -394,6 +396,8 @@ def evaluate(
     drawing = session.CHART if plot else 0
     with session.machine(device, seed, threads, memory_limit, quiet, drawing, several=True) as machine:
         if machine.serves:
+            from hopmem.pipeline.company import serve
+
             serve(bank, machine)
             return
         if plot is not None:
