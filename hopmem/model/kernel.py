@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 from hopmem.divided import Division, everywhere, made
+from hopmem.errors import InvalidDataError
 from hopmem.pages import rest, room, scarce
 from hopmem.scratch import SCATTERED, empty
 
@@ -411,10 +412,16 @@ class Features:
 
         Returns:
             float32 [m, D] on the device.
+
+        Raises:
+            InvalidDataError: the map leaves float32.
         """
         if self.stored is not None:
             return taken(self.stored, rows).to(self.device, torch.float32)
-        return unit(self.phi(self.patterns[rows]))
+        Z = unit(self.phi(self.patterns[rows]))
+        if self.phi.W is not None and not bool(Z.isfinite().all()):
+            raise InvalidDataError("features", "a map whose features float32 can hold", "infinite ones")
+        return Z
 
     def products(self, rows: slice, T: Tensor, out: Tensor | None = None) -> Tensor:
         """⟨z_μ, y⟩ of some memories and all states, as precisely as the type of the states.
