@@ -300,6 +300,8 @@ class _Batch:
             Those that are held here [m, D], and all [n, D].
         """
         mine = unit(self.F @ A.T)
+        if len(self.own) == self.count:
+            return mine, self.part.others.total(mine.detach())
         Z = mine.new_zeros(self.count, len(A))
         Z[self.own] = mine.detach()
         return mine, self.part.others.total(Z)
@@ -323,8 +325,9 @@ class _Batch:
         A = A.detach().requires_grad_(True)
         mine, Z = self.features(A)
         weights, log_sum, largest = self._weights(mine.detach(), Z, t)
-        pull = weights @ Z  # ∂L/∂z_μ, both ends, is 4t Σ_ν p_μν z_ν
-        (gradient,) = torch.autograd.grad(mine, A, pull * (4 * t * math.exp(largest - log_sum)))
+        pull = (weights @ Z).mul_(4 * t * math.exp(largest - log_sum))  # ∂L/∂z_μ, both ends, is 4t Σ_ν p_μν z_ν
+        del weights, Z  # which the way back does not need
+        (gradient,) = torch.autograd.grad(mine, A, pull)
         total = self.part.others.total(gradient.double()).to(A)
         return log_sum - math.log(self.count * (self.count - 1)), total
 
