@@ -17,7 +17,7 @@ from hopmem.scratch import SCATTERED, empty
 
 Rows = slice | Tensor  # a range of rows, or an int64 tensor of row numbers
 AT_ONCE = 1 << 22  # entries of a block of patterns
-BYTES_AT_ONCE = 48  # of each of them, under a limit: in float64, with copies and what is made of them
+BYTES_AT_ONCE = 64  # of each of them, under a limit: in float64, with copies and what is made of them
 NARROW = 1 << 12  # entries whose squares float32 adds up without losing more than a digit
 LONG = 1e15  # a length up to which products in float32 are safe from its bounds, as from its inverse on
 

@@ -305,7 +305,7 @@ def _sums(part: Division, Z: UnitRows) -> tuple[Tensor, Tensor]:
     for rows in small_blocks(len(Z), len(total)):
         features = Z[rows].double()
         total += features.sum(0)
-        squares += features.square().sum()
+        squares += features.flatten() @ features.flatten()
     return part.others.total(total), part.others.total(squares)
 
 

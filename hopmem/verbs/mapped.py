@@ -9,6 +9,7 @@ from hopmem.bank import MEASURED, MemoryBank
 from hopmem.divided import Division, made
 from hopmem.model.kernel import FeatureMap, Features
 from hopmem.model.separation import Separation, sampled_separation, separation
+from hopmem.pages import give_back
 from hopmem.scratch import empty
 from hopmem.verbs.work import Watch, pair_block, stage
 
@@ -27,6 +28,7 @@ def mapped(bank: MemoryBank, phi: FeatureMap, device: torch.device) -> MemoryBan
     features = None
     if phi.W is not None:
         memory = Features(bank.rows(device), phi)
+        give_back()
         features = made(memory, _features, memory)
     return replace(bank, phi=phi.to(torch.device("cpu")), features=features, tuning=None, learning=None)
 
@@ -56,6 +58,7 @@ def measured(memory: Features, t: float, budget: int, watch: Watch | None, label
     Returns:
         The separation.
     """
+    give_back()
     block = pair_block(max(memory.patterns.dimension, memory.dimension), budget)
     if len(memory) <= MEASURED:
         return separation(memory, t=t, block=block, progress=stage(watch, label))
