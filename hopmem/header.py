@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from hopmem.errors import BankError
+from hopmem.errors import BankError, HopmemError
 
 LONGEST = 4 << 20  # bytes of a header; the format allows more, and nothing that hopmem writes has them
 MOST_VALUES = 200_000  # that a text in JSON may hold: each takes some hundred bytes when it is read
@@ -90,28 +90,32 @@ def metadata(path: str | Path) -> dict[str, str]:
         return {}
 
 
-def steadily(path: str | Path, look: Callable[[], Found]) -> Found:
+def steadily(path: str | Path, look: Callable[[], Found], *beside: Path) -> Found:
     """Look at a file that may be replaced meanwhile, again and again until it was one file all the time.
 
     Args:
         path: the file.
         look: opens it, perhaps more than once.
+        *beside: files that may come and go with it.
 
     Returns:
         What was seen.
 
     Raises:
-        BankError: what was seen of one file is no bank.
+        BankError: it never stands still.
+        HopmemError: what was seen of one file is no bank.
+        OSError: of a file that stands still.
     """
+    paths = (Path(path), *beside)
     for attempt in range(ATTEMPTS):
-        before = _identity(path)
+        before = [_identity(each) for each in paths]
         try:
             found = look()
-        except BankError:
-            if attempt == ATTEMPTS - 1 or _identity(path) == before:
+        except (HopmemError, OSError):
+            if attempt == ATTEMPTS - 1 or [_identity(each) for each in paths] == before:
                 raise
             continue
-        if _identity(path) == before:
+        if [_identity(each) for each in paths] == before:
             return found
     raise BankError(path, "a bank that stands still", f"another one at each of {ATTEMPTS} looks")
 
@@ -214,13 +218,16 @@ def of_metadata(kept: dict[str, str]) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
-def _identity(path: str | Path) -> tuple[int, ...]:
+def _identity(path: Path) -> tuple[int, ...] | None:
     """What changes when another file takes the name.
 
     Returns:
-        Numbers.
+        Numbers; None where there is none.
     """
-    stat = Path(path).stat()
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
     return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 

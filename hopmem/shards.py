@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hopmem import atomic, header
-from hopmem.errors import BankError, HopmemError, MissingInputError, UnreadableError, UsageError
+from hopmem.errors import BankError, MissingInputError, UnreadableError, UsageError
 
 FoundT = TypeVar("FoundT")
 SUFFIX = ".index.json"  # of the index, behind the name of the bank
@@ -177,40 +177,8 @@ def steadily(path: str | Path, look: Callable[[], FoundT]) -> FoundT:
 
     Returns:
         What was seen.
-
-    Raises:
-        BankError: it never stands still.
-        HopmemError: what was seen of one bank is none.
-        OSError: of a bank that stands still.
     """
-    for attempt in range(header.ATTEMPTS):
-        before = _identity(path)
-        try:
-            found = look()
-        except (HopmemError, OSError):
-            if attempt == header.ATTEMPTS - 1 or _identity(path) == before:
-                raise
-            continue
-        if _identity(path) == before:
-            return found
-    raise BankError(path, "a bank that stands still", f"another one at each of {header.ATTEMPTS} looks")
-
-
-def _identity(path: str | Path) -> list[tuple[int, ...] | None]:
-    """What changes when another bank takes the name.
-
-    Returns:
-        Numbers of its file, and of its index; None of what is not there.
-    """
-    found: list[tuple[int, ...] | None] = []
-    for each in (base(path), index_path(path)):
-        try:
-            stat = each.stat()
-        except OSError:
-            found.append(None)
-        else:
-            found.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns))
-    return found
+    return header.steadily(base(path), look, index_path(path))
 
 
 def read(path: Path) -> Index:

@@ -21,7 +21,6 @@ from torch import Tensor
 from hopmem.scratch import joined
 
 GRANULE = mmap.ALLOCATIONGRANULARITY  # bytes at whose multiples files are mapped
-
 MAP_FIXED = 0x10  # which Python's module does not name; it is one on Linux, macOS and the BSDs
 FAILED = ctypes.c_void_p(-1).value
 
