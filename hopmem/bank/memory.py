@@ -284,7 +284,7 @@ class MemoryBank:
         Raises:
             BankError: those rows are of another bank.
         """
-        found, own = shards.steadily(path, lambda: sharded.rows(path, rows)), self._row_tensors
+        found, own = sharded.rows(path, rows), self._row_tensors
         empty = {name: None if X is None else torch.empty(0, X.shape[1], dtype=X.dtype) for name, X in own.items()}
         for name, X in found.items():
             if (like := own[name]) is None or (like.shape[1:], like.dtype) != (X.shape[1:], X.dtype):

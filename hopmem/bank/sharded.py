@@ -115,7 +115,7 @@ def read(path: str | Path, *, whole: bool = False) -> tuple[dict[str, Tensor], d
         return tensors | _rows_of(index, slice(0, index.starts[-1]), whole=whole), metadata
 
     try:
-        return header.steadily(shards.index_path(path), look)
+        return shards.steadily(path, look)
     except OSError as error:
         raise UnreadableError(path, "a bank", error) from error
 
@@ -167,7 +167,7 @@ def rows(path: str | Path, some: slice) -> dict[str, Tensor]:
         return {name: adjoined([part]) for name, part in parts.items() if part.nbytes}
 
     try:
-        found = header.steadily(shards.files(path)[0], look)
+        found = shards.steadily(path, look)
     except OSError as error:
         raise UnreadableError(path, "a bank", error) from error
     for each in found.values():
