@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from hopmem.cli import app
+from tests.zygote import InChild, zygote
 
 Array = NDArray[Any]
 Hopmem = Callable[..., Result]
@@ -46,6 +47,13 @@ def hopmem() -> Hopmem:
         return result
 
     return run
+
+
+@pytest.fixture(scope="session")
+def in_child() -> Iterator[InChild]:
+    """Run what python would, in a process that has loaded everything: `in_child("-m", "hopmem", "inspect", bank)`."""
+    with zygote() as run:
+        yield run
 
 
 @pytest.fixture(scope="session")

@@ -1,74 +1,31 @@
 """Killed at any moment, a command leaves the old file or the new one, whole, and the next one clears up.
 
-A process that has loaded everything forks a child for each command, so that a kill falls into the work and not into
-the loading of torch.
+The process has loaded everything when it begins, so that a kill falls into the work and not into the loading of torch.
 """
 
-import json
 import random
 import shutil
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hopmem.bank import MemoryBank, file
+from tests.conftest import InChild
 
 KILLS = 40  # of each command: 200 in all
-ZYGOTE = """
-import json, os, signal, sys, time
-import torch
-torch.set_num_threads(1)
-import hopmem.pipeline, hopmem.pipeline.optimize, hopmem.pipeline.inspect
-from hopmem.cli import app
-for line in sys.stdin:
-    job = json.loads(line)
-    began = time.monotonic()
-    child = os.fork()
-    if child == 0:
-        null = os.open(os.devnull, os.O_RDWR)
-        for handle in (0, 1, 2):
-            os.dup2(null, handle)
-        code = 1
-        try:
-            app(job["arguments"], standalone_mode=True)
-        except SystemExit as end:
-            code = end.code or 0
-        finally:
-            os._exit(code)
-    if job["after"] is not None:
-        time.sleep(job["after"])
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    print(json.dumps([os.waitstatus_to_exitcode(status), time.monotonic() - began]), flush=True)
-"""
 Run = Callable[..., tuple[int, float]]
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")]
 
 
-@pytest.fixture(scope="module")
-def run() -> Iterator[Run]:
-    with subprocess.Popen(
-        [sys.executable, "-c", ZYGOTE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-
-        def one(*arguments: object, after: float | None = None) -> tuple[int, float]:
-            assert process.stdin is not None and process.stdout is not None
-            print(
-                json.dumps({"arguments": [str(each) for each in arguments], "after": after}),
-                file=process.stdin,
-                flush=True,
-            )
-            code, seconds = json.loads(process.stdout.readline())
-            return code, seconds
-
-        yield one
-        assert process.stdin is not None
-        process.stdin.close()
+@pytest.fixture
+def run(in_child: InChild) -> Run:
+    """Run the command line, and kill it after so many seconds."""
+    return partial(in_child, "-m", "hopmem")
 
 
 @pytest.fixture
