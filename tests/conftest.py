@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,19 @@ Ask = Callable[..., dict[str, Any]]
 
 IMAGE_NAMES = ("a.png", "b.bmp", "deep/c.tif", "deep/down/d.png", "e.png", "f.png")  # every format without loss
 VECTOR_NAMES = tuple("ABCDEFGHIJKL")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave to the slow tests all but one in n cases of a grid; where n divides none of its sides, none is left out."""
+    seen = Counter[str]()
+    for item in items:
+        grid = item.get_closest_marker("grid")
+        if grid is not None:
+            function = item.nodeid.partition("[")[0]
+            if seen[function] % grid.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[function] += 1
 
 
 def write_queries(path: Path, vectors: Array, count: int) -> Path:

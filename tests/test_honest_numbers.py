@@ -74,6 +74,7 @@ def test_partial_queries_tell_patterns_apart_that_float32_does_not(offset: float
     assert hopmem.retrieve(bank, Q, alpha=alpha).index.tolist() == list(range(40))
 
 
+@pytest.mark.grid(3)
 @pytest.mark.parametrize("alpha", ALPHAS)
 @pytest.mark.parametrize("beta", [0.0, 1e-45, 1e-9, 1e9, 1e30])
 @pytest.mark.parametrize("content", ["drawn", "zeros", "constant", "one", "equal", "halves", "bytes", "tiny"])

@@ -51,6 +51,7 @@ def masks(H: int) -> dict[str, dict[str, Tensor]]:
     }
 
 
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.parametrize("mask", masks(1))
 @pytest.mark.parametrize("sizes", SIZES)

@@ -80,6 +80,7 @@ def ask(Xi: Tensor, X: Tensor, alpha: float, beta: float, **options):
     return retrieve(X, memory, memory.patterns, Xi.shape[1], Dynamics(alpha, beta, spread=spread(Xi), **options))
 
 
+@pytest.mark.grid(5)
 @pytest.mark.parametrize("coarse", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("alpha", [1.0, 1.3, 1.5, 3.0])
 @pytest.mark.parametrize("beta", [1.0, 30.0, 1000.0])
@@ -96,6 +97,7 @@ def test_answers_are_those_of_float64_over_all_memories(monkeypatch, name, alpha
         assert torch.equal(found.support, ((0.01 if alpha == 1 else 0) < P).sum(1))
 
 
+@pytest.mark.grid(7)
 @pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 3.0])
 @pytest.mark.parametrize("beta", [0.2, 3.0, 40.0])
 @pytest.mark.parametrize("keep", [True, False])

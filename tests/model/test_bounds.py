@@ -58,6 +58,7 @@ every_bank = pytest.mark.parametrize("name", BANKS)
 every_block = pytest.mark.parametrize("block", [1, 7, BLOCK])
 
 
+@pytest.mark.grid(5)
 @every_bank
 @every_block
 @pytest.mark.parametrize("r", [0.0, 0.1, 0.5])
@@ -68,6 +69,7 @@ def test_the_sharp_error_is_that_of_the_worst_placed_memory(beta, r, block, name
     assert sharp_error(Z, separation(Z).delta, beta, r, block) == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.grid(5)
 @every_bank
 @every_block
 @pytest.mark.parametrize("error", [1e-3, 1e-1, 1.0])

@@ -73,6 +73,7 @@ def test_float64_keeps_float64_accuracy(alpha):
     assert_close(entmax(S, alpha), by_threshold(S, alpha), atol=1e-11, rtol=1e-9)
 
 
+@pytest.mark.grid(7)
 @every_alpha
 @pytest.mark.parametrize("M", [1, 2, 7, 100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("level", [-1e6, 0.0, 1e6])

@@ -212,6 +212,7 @@ def test_a_query_that_still_moves_has_not_converged():
     assert (found.steps == 1).all()
 
 
+@pytest.mark.grid(5)
 @every_map
 @pytest.mark.parametrize("alpha", [1.0, 1.5, 2.0])  # beyond 2 the edge of the support magnifies float32's rounding
 @pytest.mark.parametrize("budget", [1, 10_000, 100_000])

@@ -108,6 +108,7 @@ def same(found: Retrieval, expected: Retrieval, case: str) -> None:
         assert torch.allclose(one, other, rtol=1e-5, atol=1e-5), (case, name)
 
 
+@pytest.mark.grid(7)
 @pytest.mark.parametrize("learned", [False, True], ids=["raw", "learned"])
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize("alpha", [1.0, 1.2, 1.5, 2.0, 3.0])

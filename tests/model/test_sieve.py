@@ -148,6 +148,7 @@ def test_products_are_the_cosines_whatever_is_stored(stored):
     assert torch.allclose(memory.exact(slice(3, 9)) @ T.double(), expected[3:9].double(), atol=1e-6)
 
 
+@pytest.mark.grid(5)
 @pytest.mark.usefixtures("kind")
 @pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 3.0])
 @pytest.mark.parametrize("beta", [0.3, 5.0, 100.0])
