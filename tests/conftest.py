@@ -16,6 +16,10 @@ from typer.testing import CliRunner, Result
 from hopmem.cli import app
 from tests.zygote import InChild, zygote
 
+# Of torch, in all processes that tests begin. The workers of pytest-xdist share the cores, and threads that wait for
+# one that another worker has do so busily: what takes a second then takes ten.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 Array = NDArray[Any]
 Hopmem = Callable[..., Result]
 Ask = Callable[..., dict[str, Any]]

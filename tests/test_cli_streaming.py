@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hopmem import verbs
+from hopmem import devices, verbs
 from hopmem.devices import DEFAULT_BUDGET
 from hopmem.patterns import Reading
 from hopmem.pipeline import Machine
 from hopmem.pipeline.retrieve import retrieve
 from tests.conftest import Array, Ask, Hopmem, write_queries
 
-COUNT = 12_000
-LITTLE = ["--memory-limit", "56M"]  # blocks of 10,922 queries of six entries
+COUNT = 1_200
+LITTLE = ["--memory-limit", "56M"]
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +23,14 @@ def queries(vectors: Array, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_queries(tmp_path_factory.mktemp("queries") / "queries.npy", vectors, COUNT)
 
 
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let blocks under the smallest limit be of 682 queries of six entries: the usual 10,922 take seconds."""
+    monkeypatch.setattr(devices, "SMALLEST", 1 << 17)
+    monkeypatch.setattr(devices, "SHARE_OF_LIMIT", 1 << 10)
+
+
+@pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("suffix", ["npy", "csv", "npz"])
 def test_blocks_change_nothing(suffix, bank: Path, queries: Path, tmp_path: Path, ask: Ask, hopmem: Hopmem):
     options = ["--top", 3, "--min-confidence", 0.6]
@@ -40,6 +48,7 @@ def test_blocks_change_nothing(suffix, bank: Path, queries: Path, tmp_path: Path
         assert parts.stat().st_size == pytest.approx(whole.stat().st_size, rel=0.01)
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_every_answer_is_a_line_in_order(bank: Path, queries: Path, hopmem: Hopmem, ask: Ask):
     lines = hopmem("retrieve", bank, queries, "--ndjson", *LITTLE).stdout.splitlines()
     assert [json.loads(line)["query"] for line in lines] == [str(row) for row in range(COUNT)]
@@ -65,7 +74,7 @@ def answered(bank: Path, queries: Path, budget: int, **options: Any) -> tuple[li
 
 
 def test_answers_are_told_as_they_come_and_how_fast(bank: Path, queries: Path):
-    events, outcome = answered(bank, queries, 1 << 18)
+    events, outcome = answered(bank, queries, 1 << 16)
     told = [event for event in events if isinstance(event, int)]
     assert len(told) > 3
     assert sum(told) == COUNT
@@ -104,6 +113,7 @@ def test_memory_that_never_suffices_ends_in_its_exit_code(bank: Path, queries: P
     assert "--memory-limit" in hopmem("retrieve", bank, queries, code=5).stderr
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_what_was_half_written_is_not_left_behind(
     bank: Path, queries: Path, tmp_path: Path, monkeypatch, hopmem: Hopmem
 ):
@@ -120,6 +130,7 @@ def test_what_was_half_written_is_not_left_behind(
     assert [path.name for path in tmp_path.iterdir()] == ["out.npy.checkpoint"]  # the answers that were whole
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_a_dry_run_estimates_and_writes_nothing(bank: Path, queries: Path, tmp_path: Path, ask: Ask, hopmem: Hopmem):
     said = ask("retrieve", bank, queries, "-o", tmp_path / "out.npy", "--dry-run")
     assert said["results"] == []
@@ -130,6 +141,6 @@ def test_a_dry_run_estimates_and_writes_nothing(bank: Path, queries: Path, tmp_p
     less = ask("retrieve", bank, queries, "--dry-run", *LITTLE)["estimate"]["bytes"]
     assert less < said["estimate"]["bytes"]
     shown = hopmem("retrieve", bank, queries, "--dry-run").stdout
-    assert "12,000" in shown
+    assert "1,200" in shown
     assert "memory" in shown
     assert "estimate" not in ask("retrieve", bank, queries)

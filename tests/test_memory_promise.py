@@ -1,6 +1,7 @@
 """--memory-limit is a promise: real processes, and their resident size as the operating system counts it."""
 
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -26,13 +27,15 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 sys.exit(code)
 """
 
+USUAL = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # each thread takes memory
+
 linux = pytest.mark.skipif(not STATM.exists(), reason="nobody else can keep a limit")
 
 
 def peak(*command: object) -> tuple[int, float, str]:
     """The exit code of a process, its largest resident size in MiB, and what it said."""
     words = [sys.executable, "-c", MEASURING, sys.executable, *map(str, command)]
-    process = subprocess.run(words, capture_output=True, check=False)
+    process = subprocess.run(words, env=USUAL, capture_output=True, check=False)
     return process.returncode, int(process.stdout.split()[-1]) / 1024, process.stderr.decode()
 
 

@@ -2,13 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from hopmem import patterns
 from hopmem.patterns import Form, Layout, Target
-
-torch.set_num_threads(1)  # the workers of pytest-xdist share the cores
 
 
 def save(
