@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hopmem.cli import app
+from tests.conftest import Hopmem
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,12 +75,11 @@ def test_the_commands_of_the_pages_run_one_after_another(workplace):
     assert {"bank.html", "learning.png", "sheet.png", "evaluate.png", "pictures"} <= written
 
 
-def test_every_command_in_the_readmes_table_runs(workplace):
+def test_every_command_in_the_readmes_table_runs(workplace, hopmem: Hopmem):
     commands = re.findall(r"`(hopmem store [^`]+)`", README)
     assert len(commands) >= 2
-    shell("hopmem store patterns.npy -o bank.safetensors")
-    for command in commands:
-        shell(command)
+    for command in ("hopmem store patterns.npy -o bank.safetensors", *commands):
+        hopmem(*command.split()[1:])
 
 
 def test_the_python_example_runs(workplace, capsys):

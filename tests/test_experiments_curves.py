@@ -14,21 +14,35 @@ from experiments import assignment, codes, curves, memory_size, noise_level
 from experiments.setting import Setting, bank_of, blots
 from tests.experiment import assert_is_small_picture, table
 
-EXPERIMENTS = {"codes": codes, "assignment": assignment, "memory_size": memory_size, "noise_level": noise_level}
-CURVES = ("memory_size", "noise_level")
+ON_SPHERES = {"codes": codes, "assignment": assignment}
+CURVES = {"memory_size": memory_size, "noise_level": noise_level}
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("results")
-    for module in EXPERIMENTS.values():
+    for module in ON_SPHERES.values():
         module.run(Setting(out, quick=True))
     return out
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("measured")
+    for module in CURVES.values():
+        module.run(Setting(out, quick=True))
+    return out
+
+
+@pytest.mark.parametrize("name", ON_SPHERES)
 def test_an_experiment_leaves_a_small_picture(results, name):
     assert_is_small_picture(results / f"{name}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CURVES)
+def test_curves_leave_a_small_picture(measured, name):
+    assert_is_small_picture(measured / f"{name}.png")
 
 
 def test_separations_lie_between_the_bounds_and_reach_the_best_known_code(results):
@@ -86,17 +100,19 @@ def test_a_binomial_p_value_is_one_at_the_mode_and_exact_at_the_end():
     assert assignment.binomial(10, 10) == pytest.approx(0.4**10)
 
 
-def test_curves_hold_shares_and_errors_of_every_method(results):
+@pytest.mark.slow
+def test_curves_hold_shares_and_errors_of_every_method(measured):
     for name in CURVES:
-        rows = table(results, name)
+        rows = table(measured, name)
         assert {row["data"] for row in rows} == {"mnist", "cifar10"}
         assert {row["method"] for row in rows} == {*curves.BASELINES, curves.UHOP}
         assert all(0 <= float(row["accuracy"]) <= 1 and float(row["error"]) >= 0 for row in rows)
 
 
-def test_the_abscissae_are_those_that_were_asked_for(results):
-    assert {int(row["size"]) for row in table(results, "memory_size")} == {10, 20}
-    levels = {(row["noise"], float(row["level"])) for row in table(results, "noise_level")}
+@pytest.mark.slow
+def test_the_abscissae_are_those_that_were_asked_for(measured):
+    assert {int(row["size"]) for row in table(measured, "memory_size")} == {10, 20}
+    levels = {(row["noise"], float(row["level"])) for row in table(measured, "noise_level")}
     assert levels == {("mask", 0.1), ("mask", 0.8), ("gaussian", 3.0)}
 
 

@@ -50,6 +50,7 @@ def test_the_summary_is_what_the_rows_say(out: Path) -> None:
         assert float(each["over no map"]) == 0 or each["memory"] not in {"dense", "sparse"}
 
 
+@pytest.mark.slow
 def test_the_same_seeds_give_the_same_tables(out: Path, tmp_path: Path) -> None:
     mil.run(Setting(tmp_path, quick=True), replace(mil.QUICK, sets=("tiger",)))
     again = {tuple(row.values()) for row in table(tmp_path, "mil")}

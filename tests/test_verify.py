@@ -253,7 +253,7 @@ def test_a_closed_standard_output_is_an_error(bank: Path):
 @pytest.mark.parametrize("limit", [10, 50_000])
 def test_a_limit_on_the_size_of_files_leaves_the_old_bank_and_nothing_else(bank: Path, tmp_path: Path, limit: int):
     before = bank.read_bytes()
-    np.save(tmp_path / "more.npy", np.random.default_rng(1).normal(size=(4000, 6)))
+    np.save(tmp_path / "more.npy", np.random.default_rng(1).normal(size=(1200, 6)))
     done = subprocess.run(
         [sys.executable, "-m", "hopmem", "store", str(tmp_path / "more.npy"), "-o", str(bank), "--force", "-q"],
         stderr=subprocess.PIPE,
