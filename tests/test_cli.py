@@ -462,6 +462,12 @@ def test_json_quiet_and_verbose_are_variables_too(hopmem: Hopmem, bank: Path):
     assert "Traceback" in hopmem("inspect", "missing", env={"HOPMEM_VERBOSE": "1"}, code=3).stderr
 
 
+def test_variables_stand_in_for_flags(hopmem: Hopmem, bank: Path, array: Path):
+    here = {"HOPMEM_JSON": "1", "HOPMEM_ALPHA": "2", "HOPMEM_BETA": "7", "HOPMEM_STEPS": "3"}
+    said = json.loads(hopmem("retrieve", bank, array, env=here).stdout)
+    assert (said["alpha"], said["beta"]) == (2, 7)
+
+
 def test_threads_are_those_that_torch_uses(hopmem: Hopmem, bank: Path):
     before = torch.get_num_threads()
     try:

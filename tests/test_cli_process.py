@@ -91,13 +91,6 @@ def test_a_reader_that_is_gone_before_a_short_answer_causes_no_noise(bank: Path)
     assert done.stderr == b""
 
 
-def test_variables_stand_in_for_flags(bank: Path, array: Path):
-    call = f"{HOPMEM} retrieve $BANK $ARRAY"
-    here = {"BANK": bank, "ARRAY": array, "HOPMEM_JSON": 1, "HOPMEM_ALPHA": 2, "HOPMEM_BETA": 7, "HOPMEM_STEPS": 3}
-    said = json.loads(shell(call, **here).stdout)
-    assert (said["alpha"], said["beta"]) == (2, 7)
-
-
 REMEMBERED = """
 import sys
 from hopmem.cli import app

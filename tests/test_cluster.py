@@ -180,7 +180,7 @@ LEARNED = [
     (2, "bank", ["--objective", "average", "--steps", "4"]),  # near the optimum, rounding decides how many steps
     (3, "bank", ["--objective", "spherical", "--steps", "20"]),
     (2, "few", ["--objective", "spherical", "--restarts", "2"]),
-    (3, "bank", ["--noise", "gaussian:0.5", "--steps", "20"]),
+    pytest.param(3, "bank", ["--noise", "gaussian:0.5", "--steps", "20"], marks=pytest.mark.slow),
     (1, "few", ["--noise", "mask:0.3", "--steps", "5", "--force"]),
 ]
 
@@ -208,7 +208,11 @@ def test_several_processes_learn_what_one_does(
         (3, ["inspect", "two", "--seed", "4"]),
         (3, ["inspect", "learned", "--seed", "4", "--alpha", "1.5"]),
         (2, ["inspect", "bank"]),  # of which the header knows all
-        (2, ["evaluate", "learned", "--samples", "60", "--noise", "gaussian:0.5", "--sizes", "50,500"]),
+        pytest.param(
+            2,
+            ["evaluate", "learned", "--samples", "60", "--noise", "gaussian:0.5", "--sizes", "50,500"],
+            marks=pytest.mark.slow,
+        ),
         (3, ["evaluate", "two", "--samples", "5", "--noise", "mask:0.3"]),
     ],
     ids=str,

@@ -106,8 +106,9 @@ def has_networks() -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux" or not has_networks(), reason="needs a network namespace")
-@pytest.mark.parametrize("P", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("P", [2, 3])
 def test_the_kernel_counts_what_the_formula_says(P: int, tmp_path: Path):
     M, width, queries = 400, 256, 2000
     MemoryBank.from_patterns(draw(M, width)).save(tmp_path / "bank")

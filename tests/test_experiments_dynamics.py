@@ -28,12 +28,14 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_leaves_a_table_without_gaps_and_a_small_picture(out: Path, name: str) -> None:
     assert_has_no_gaps(table(out, name))
     assert_is_small_picture(out / f"{name}.png")
 
 
+@pytest.mark.slow
 def test_stage_one_sets_memories_apart_and_raises_the_barrier_between_unit_features(out: Path) -> None:
     rows = [row for row in table(out, "landscapes") if row["features"] == landscapes.UNIT]
     for count in {row["memories"] for row in rows}:
@@ -61,6 +63,7 @@ def test_the_energy_is_the_one_that_retrieval_lowers() -> None:
     torch.testing.assert_close(slope, Y - update, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_basins_and_what_lies_between_them_fill_the_plane(out: Path) -> None:
     rows = table(out, "basins")
     assert {(int(row["N"]), float(row["alpha"])) for row in rows} == {
@@ -85,6 +88,7 @@ def test_a_state_between_two_close_memories_is_nowhere() -> None:
     assert basins.reached(Xi, FeatureMap(), Xi, 1.0).tolist() == [basins.NOWHERE, basins.NOWHERE, 2]
 
 
+@pytest.mark.slow
 def test_shares_of_sizes_sum_to_one_and_matching_leaves_the_raw_map_alone(out: Path) -> None:
     groups: dict[tuple[str, ...], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
     for row in table(out, "metastable"):
@@ -107,6 +111,7 @@ def test_matched_temperature_gives_every_map_the_gap_of_the_raw_one() -> None:
     assert gaps[0] == pytest.approx(gaps[1])
 
 
+@pytest.mark.slow
 def test_a_support_only_shrinks_from_the_widest_to_the_sparsest_at_high_temperature(out: Path) -> None:
     """At the smaller β on ten memories softmax spreads over all of them, and sparsemax over fewer."""
     mean: dict[tuple[str, str], float] = defaultdict(float)
@@ -117,6 +122,7 @@ def test_a_support_only_shrinks_from_the_widest_to_the_sparsest_at_high_temperat
         assert mean[name, "1"] >= mean[name, "2"]
 
 
+@pytest.mark.slow
 def test_every_step_lowers_the_loss_and_none_goes_below_the_simplex(out: Path) -> None:
     curves: dict[tuple[str, ...], list[float]] = defaultdict(list)
     for row in table(out, "losses"):

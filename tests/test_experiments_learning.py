@@ -33,6 +33,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_an_experiment_leaves_tables_without_gaps_and_a_small_picture(out: Path, name: str) -> None:
     for each in (name, f"{name}_summary"):
@@ -42,6 +43,7 @@ def test_an_experiment_leaves_tables_without_gaps_and_a_small_picture(out: Path,
     assert_is_small_picture(out / f"{name}.png")
 
 
+@pytest.mark.slow
 def test_the_summary_is_what_the_rows_say(out: Path) -> None:
     rows, found = table(out, "mil"), table(out, "mil_summary")
     for each in found:

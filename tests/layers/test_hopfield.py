@@ -241,7 +241,7 @@ def test_weight_decay_leads_to_softmax():
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # the compiler itself does it
-@pytest.mark.no_cover  # a compiler that is watched takes twice as long
+@pytest.mark.slow
 def test_learned_alphas_compile_where_sizes_are_symbols():
     layer, x = Hopfield(16, 4, alpha=1.5, learn_alpha=True), randn(2, 4, 16)
     compiled = torch.compile(layer, dynamic=True, backend="aot_eager")
