@@ -84,7 +84,7 @@ def test_features_that_are_learned_may_be_larger_than_the_limit(large: Path, tmp
 @linux
 @pytest.mark.slow
 def test_rows_of_a_compressed_array_and_of_a_wide_bank_keep_to_the_limit(tmp_path: Path):
-    wide = np.random.default_rng(1).integers(0, 256, (2000, 80_000), dtype=np.uint8)
+    wide = np.random.default_rng(1).integers(0, 256, (1000, 120_000), dtype=np.uint8)
     np.savez_compressed(tmp_path / "wide.npz", wide)
     run("store", tmp_path / "wide.npz", "-o", tmp_path / "bank")
     np.save(tmp_path / "q.npy", wide[:32])

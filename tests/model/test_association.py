@@ -250,7 +250,7 @@ def test_a_block_of_a_pass_fits_the_budget_or_is_one_group(budget):
 
 @pytest.mark.parametrize(("alpha", "way"), [(1.0, "streamed"), (1.2, "summed")])
 def test_passes_find_the_best_memory_among_those_that_float32_hardly_tells_apart(ways, alpha, way):
-    Xi = 1 + 5e-3 * randn(800, 3072)  # all cosines within 3e-5 of 1
+    Xi = 1 + 5e-3 * randn(300, 3072)  # all cosines within 3e-5 of 1
     assert ask(Xi, Xi[:10], alpha, 1.0, budget=1 << 15).index[:, 0].tolist() == list(range(10))
     assert ways == {way}
 
