@@ -18,11 +18,13 @@ from hopmem.model.kernel import Features
 from hopmem.model.picks import BYTES
 from hopmem.model.scan import RowBlocks
 from hopmem.model.sieve import FEW, Sieve, reach, sieve, suited_type, unseen
+from hopmem.model.tangent import crowded, suits
 from hopmem.model.weighing import Association, Beside, Weighing
 
 LEAK = 1e-8  # weight that may be lost
 SHARE = 128  # it may look into one in so many; a fused pass over all of them is quicker beyond
-SHARE_OF_PICKS = 6  # the same for α > 1, where several passes are what is left
+SHARE_OF_PICKS = 6  # the same for α > 1, where several passes are what is left,
+SHARE_OF_FEW = 32  # and where one is
 TABLE_BYTES = 64  # for each memory that a state sees: its number, its scores and their copies
 
 
@@ -62,8 +64,9 @@ def associate(
         left = left[~few]
     if not len(left) or not len(memory):
         return
-    for part, association in broad(Y[left], memory, how, first, width):
-        yield left[part], association
+    peak = None if coarse is None else coarse.top[:, left].amax(0).float()
+    for some, association in broad(Y[left], memory, how, first, width, peak):
+        yield left[some], association
 
 
 def _coarse(Y: Tensor, memory: Features, t: float, k: int, how: Weighing, beside: Beside | None) -> Sieve | None:
@@ -73,7 +76,7 @@ def _coarse(Y: Tensor, memory: Features, t: float, k: int, how: Weighing, beside
         The maxima of all groups; None where too many matter, or there is nothing.
     """
     coarse, M = None, len(memory)
-    if M:
+    if M and not (how.alpha > 1 and crowded(Y, memory, how)):
         coarse = sieve(Y, memory, t if how.alpha == 1 else None, suited_type(M, Y.device), how.budget)
     if beside is None:
         return coarse
@@ -91,7 +94,7 @@ def _picked(
     """
     floor = coarse.likely_floor(how.alpha, how.beta, how.budget)
     share = 1 - (1 - (coarse.top >= floor).double().mean(0)) ** (1 / coarse.group)  # of memories, were they independent
-    sparse = left & (share * SHARE_OF_PICKS <= 1)
+    sparse = left & (share * (SHARE_OF_FEW if suits(how, memory) else SHARE_OF_PICKS) <= 1)
     for some in _alike(sparse, (len(memory) * share).long() + 1, how.budget * TABLE_BYTES // BYTES):
         found = picked(Y[some], memory, how, floor[some], first, width)
         if found is not None:

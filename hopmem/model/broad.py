@@ -11,30 +11,28 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hopmem.model.best import above, best, usual
 from hopmem.model.exponents import Exponents, about, root
-from hopmem.model.held import rescored, whole
+from hopmem.model.held import whole
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.passes import Scores, fused
 from hopmem.model.picks import BYTES, Picks
 from hopmem.model.scan import RowBlocks, memory_rows, query_blocks
 from hopmem.model.sieve import Sieve, group_size
+from hopmem.model.tangent import corrected, suits
 from hopmem.model.threshold import reach_of_support, stretch, tsallis_exp
-from hopmem.model.weighing import VISIBLE, Association, Weighing
+from hopmem.model.weighing import BLUR, ROUNDED, VISIBLE, Association, Weighing
 
 MOST_READINGS = 8  # blocks of states that are each held with all their weights: as many passes are cheaper beyond
-CROWD = 100  # groups beside the k best: as many as can hold visible weights, or as rounding may put in another order
 KEPT_BYTES, FEWEST_KEPT = 8, 8  # for each score that is kept, with the blocks around it; and states worth keeping them
-BLUR = 5e-6  # of the width of the support: as much may rounding move a score there,
-ROUNDED = 2.0**-22  # which is so much of the length of a state
-FEWEST = 16  # memories that are ranked at a time, at least
 HELD_BYTES = 80  # for each weight of a state that is held, with the temporaries of entmax
 
 Passes = Exponents | Picks
 
 
 def broad(
-    Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int
-) -> Iterator[tuple[slice, Association]]:
+    Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int, peak: Tensor | None
+) -> Iterator[tuple[Tensor, Association]]:
     """Weigh all memories, of which too many matter to look into them one by one.
 
     Args:
@@ -43,23 +41,26 @@ def broad(
         how: α, β, and what is asked for.
         first: what will be mixed first.
         width: its entries.
+        peak: about the largest score [b], where that is known.
 
     Yields:
         Some of the states and their association.
     """
-    b, M = len(Y), len(memory)
+    b, M, left = len(Y), len(memory), torch.arange(len(Y), device=Y.device)
     if how.alpha == 1:
-        yield slice(0, b), streamed(Y, memory, how, first, width)
+        yield left, streamed(Y, memory, how, first, width)
         return
     parts = list(query_blocks(b, M, how.budget))
     if len(parts) <= (1 if how.at_once else MOST_READINGS) and how.budget >= HELD_BYTES * M:
         for part in parts:
-            yield part, dense(Y[part], memory, how)
+            yield left[part], dense(Y[part], memory, how)
         return
+    if suits(how, memory):
+        left = yield from corrected(Y, memory, how, first, width, peak)
     fit = how.budget // (KEPT_BYTES * M)
     keep = not how.sharp and fit >= (b if how.at_once else FEWEST_KEPT)
-    for part in blocks(b, fit if keep else b):
-        yield part, summed(Y[part], memory, how, first, width, keep=keep)
+    for part in blocks(len(left), fit if keep else b):
+        yield left[part], summed(Y[left[part]], memory, how, first, width, keep=keep)
 
 
 def streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int) -> Association:
@@ -74,7 +75,7 @@ def streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width
     below = (-math.log(VISIBLE) - total.log()).clamp_min(0) / max(how.beta, torch.finfo(total.dtype).tiny)
     k = min(max(2, how.top), len(memory))  # the runner-up says how far ahead the best is
     floor = torch.minimum(seen.floor(0.0, k), seen.floor(0.0) - below.float())
-    index, S = _best(Y, memory, top, floor, k, how)
+    index, S = best(Y, memory, top, floor, k, how)
     P = (how.beta * (S - S[:, :1])).exp() / total[:, None]
 
     def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ def _weighed(
     free = free_energy(how.beta * peak, total, sums.inner, factor[:, 0], how.alpha)
     k = min(max(2, how.top), len(memory))
     floor = Sieve(top, group_size(len(memory)), usual(Y)).floor(0.0, k)
-    index, S = _best(Y, memory, top, floor, k, how)
+    index, S = best(Y, memory, top, floor, k, how)
     P = tsallis_exp(how.beta * (S - peak[:, None]) * factor, how.alpha) / total[:, None]
     threshold = peak - 1 / (how.beta * (how.alpha - 1) * factor[:, 0])
     support = sums.support.index_add_(0, sums.edge[0], above(threshold, sums.edge, Y, memory, how.budget))
@@ -212,84 +213,3 @@ def free_energy(largest: Tensor, total: Tensor, inner: Tensor, factor: Tensor, a
     """
     power = (total + (alpha - 1) * factor * inner) / total**alpha
     return largest + inner / total + (1 - power) / (alpha * (alpha - 1))
-
-
-def above(threshold: Tensor, pairs: Tensor, Y: Tensor, memory: Features, budget: int) -> Tensor:
-    """Whether memories score above the threshold of a state, exactly.
-
-    Args:
-        threshold: of each state [b], float64.
-        pairs: states and memories [2, k].
-        Y: states [b, D], float64.
-        memory: unit features.
-        budget: bytes of working memory.
-
-    Returns:
-        One or zero [k] int64.
-    """
-    above = torch.zeros_like(pairs[0])
-    for part in blocks(pairs.shape[1], max(1, budget // (32 * Y.shape[1]))):
-        state, rows = pairs[:, part]
-        above[part] = ((memory.exact(rows) * Y[state]).sum(1) > threshold[state]).to(above)
-    return above
-
-
-def usual(Y: Tensor) -> Tensor:
-    """What rounding to float32 moves a score by, but for the rarest.
-
-    Args:
-        Y: states [b, D].
-
-    Returns:
-        [b].
-    """
-    usual: Tensor = Y.norm(dim=1).float() * ((math.sqrt(Y.shape[1]) + 8) * 2.0**-23)
-    return usual
-
-
-def _best(Y: Tensor, memory: Features, top: Tensor, floor: Tensor, k: int, how: Weighing) -> tuple[Tensor, Tensor]:
-    """The largest scores, and which memories they are of.
-
-    Where more groups lie above the floor than the k best and a crowd, rounding can't tell which are best: a pass in
-    float64 does.
-
-    Args:
-        Y: states [b, D], float64.
-        memory: unit features of M memories.
-        top: the largest score of each group [G, b].
-        floor: scores below it are not asked for [b].
-        k: as many are named at least.
-        how: β and the budget.
-
-    Returns:
-        Memories [b, n] and their scores in float64 [b, n], best first; where a state has fewer, −∞.
-    """
-    matter, most = top >= floor, 2 * k + CROWD
-    crowded = matter.sum(0) > most
-    few, many = (~crowded).nonzero()[:, 0], crowded.nonzero()[:, 0]
-    if not len(many):
-        return rescored(Y, memory, group_size(len(memory)), matter, floor, how)
-    n = min(most, len(memory))
-    index, S = Y.new_zeros(len(Y), n, dtype=torch.int64), Y.new_full((len(Y), n), -math.inf)
-    if len(few):
-        found = rescored(Y[few], memory, group_size(len(memory)), matter[:, few], floor[few], how)
-        width = min(n, found[0].shape[1])
-        index[few, :width], S[few, :width] = (part[:, :width] for part in found)
-    for part in blocks(len(many), max(1, how.budget // (HELD_BYTES * (n + FEWEST)))):
-        index[many[part]], S[many[part]] = _ranked(Y[many[part]], memory, n, how.budget)
-    return index, S
-
-
-def _ranked(Y: Tensor, memory: Features, n: int, budget: int) -> tuple[Tensor, Tensor]:
-    """The n largest scores of all, by a pass in float64; of equal scores the lowest memory comes first.
-
-    Returns:
-        Memories and scores [b, n].
-    """
-    index, S = Y.new_zeros(len(Y), 0, dtype=torch.int64), Y.new_zeros(len(Y), 0)
-    for rows in blocks(len(memory), max(FEWEST, min(8192, budget // (16 * memory.dimension + HELD_BYTES * len(Y))))):
-        number = torch.arange(rows.start, rows.stop, device=Y.device).expand(len(Y), -1)
-        scores = torch.cat([S, Y @ memory.exact(rows).T], 1)
-        order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
-        index, S = torch.cat([index, number], 1).gather(1, order), scores.gather(1, order)
-    return index, S

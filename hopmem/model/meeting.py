@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 
 from hopmem.divided import Division
-from hopmem.model.broad import BLUR, ROUNDED, above, free_energy, usual
+from hopmem.model.best import above, usual
+from hopmem.model.broad import free_energy
 from hopmem.model.exponents import settled
 from hopmem.model.kernel import Features, blocks
 from hopmem.model.scan import RowBlocks
 from hopmem.model.threshold import reach_of_support, stretch, tsallis_exp
-from hopmem.model.weighing import VISIBLE, Association, Mixture, Terms, Weighing
+from hopmem.model.weighing import BLUR, ROUNDED, VISIBLE, Association, Mixture, Terms, Weighing
 
 EQUAL = 1e-12  # float64 scores of whole products that lie closer are one
 Part = tuple[Tensor, Association]  # some of b states [c], and their association with the memories of one process

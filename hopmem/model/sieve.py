@@ -113,7 +113,12 @@ class Sieve:
         if self.best is not None:
             return self.best
         peak = self.top.amax(0).float()
-        kth = self.top.topk(k, dim=0).values[-1].float() if k <= len(self.top) else torch.full_like(peak, -math.inf)
+        if k == 1:
+            kth = peak  # in a tenth of the time
+        elif k <= len(self.top):
+            kth = self.top.topk(k, dim=0).values[-1].float()
+        else:
+            kth = torch.full_like(peak, -math.inf)
         return torch.stack([peak - self.slack, peak + self.slack, kth - self.slack], 1)
 
     def floor(self, reach: float | Tensor, k: int = 1) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hopmem.model import association, broad, sieve
+from hopmem.model import association, broad, sieve, tangent
 from hopmem.model.entmax import conjugate, entmax, stretch
 from hopmem.model.exponents import Exponents, about, root
 from hopmem.model.held import held, rescored
@@ -21,7 +21,7 @@ from tests.model import randn
 
 M, d, B = 2600, 24, 12  # with GROUPS as below, more than one memory in a group
 BETA = 150.0  # sharp enough that few memories matter
-WAYS = {"held": association, "picked": association, "dense": broad, "summed": broad, "streamed": broad}
+WAYS = {"held": association, "picked": association} | dict.fromkeys(("dense", "corrected", "summed", "streamed"), broad)
 
 
 @pytest.fixture(autouse=True, params=[300, 4096], ids=["grouped", "small"])
@@ -100,16 +100,20 @@ def test_answers_are_those_of_float64_over_all_memories(monkeypatch, name, alpha
 @pytest.mark.grid(7)
 @pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 3.0])
 @pytest.mark.parametrize("beta", [0.2, 3.0, 40.0])
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("way", ["corrected", "kept", "anew"])
 @pytest.mark.parametrize("name", list(banks()))
-def test_passes_that_hold_no_weights_find_the_same_threshold(monkeypatch, ways, name, keep, alpha, beta):
-    monkeypatch.setattr(association, "SHARE_OF_PICKS", math.inf)
+def test_passes_that_hold_no_weights_find_the_same_threshold(monkeypatch, ways, name, way, alpha, beta):
+    for share in ("SHARE_OF_PICKS", "SHARE_OF_FEW"):
+        monkeypatch.setattr(association, share, math.inf)
     monkeypatch.setattr(broad, "MOST_READINGS", 0)
-    monkeypatch.setattr(broad, "FEWEST_KEPT", 1 if keep else 10**9)
+    monkeypatch.setattr(broad, "FEWEST_KEPT", 1 if way == "kept" else 10**9)
+    monkeypatch.setattr(tangent, "coarse_type", lambda device: torch.bfloat16)
+    monkeypatch.setattr(tangent, "SAMPLE", 100 if way == "corrected" else math.inf)
     Xi = banks()[name]
     X = queries(Xi)
     found, (_, P) = ask(Xi, X, alpha, beta, top=3), literal(Xi, X, alpha, beta)
     assert "dense" not in ways
+    assert way == "corrected" or "corrected" not in ways
     expected = P @ Xi.double()
     assert float(((found.patterns - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
     assert torch.allclose(found.weight.double(), P.topk(3, dim=1).values, atol=1e-5)
@@ -148,10 +152,13 @@ def test_a_weight_that_is_a_high_root_of_its_base_is_exact(alpha, beta, budget):
         (1.5, 300.0, "held", 1 << 28),
         (1.0, 1.0, "streamed", 1 << 28),
         (1.2, 0.5, "dense", 1 << 28),
-        (1.2, 0.5, "summed", 1 << 16),
+        (1.2, 0.5, "corrected", 1 << 16),
+        (1.6, 0.1, "summed", 1 << 16),
     ],
 )
-def test_what_is_seen_decides_the_way(ways, alpha, beta, way, budget):
+def test_what_is_seen_decides_the_way(monkeypatch, ways, alpha, beta, way, budget):
+    monkeypatch.setattr(tangent, "coarse_type", lambda device: torch.bfloat16)
+    monkeypatch.setattr(tangent, "SAMPLE", 100)
     ask(apart(), queries(apart()), alpha, beta, budget=budget)
     assert ways == {way}
 

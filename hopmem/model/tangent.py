@@ -1,0 +1,385 @@
+"""α-entmax, 1 < α ≤ 1.5, over all memories in one float32 pass, at a threshold that is nearly right and corrected.
+
+In scores ζ_μ = (α−1) β s_μ the weights are p_μ = [ζ_μ − τ]₊ᵏ with k = 1/(α−1), where τ makes F = Σ p one (Peters,
+Niculae, Martins, 2019, arXiv 1905.05702). With x = [ζ − τ]₊ the derivatives of F by τ are −k Σ x^{k−1} and
+k(k−1) Σ x^{k−2}, which tell the root τ + δ to the third order of δ, and
+
+    Σ p r ≈ Σ xᵏ r − δ k Σ x^{k−1} r
+
+what the rows r mix to there, to the second: no more than `LOST` of the weights is then at the wrong place. So near
+comes who asks scores in bfloat16, a tenth of the work: what rounds off one of them is random, and τ is a matter of
+many. A state that does not come so near makes the pass again from where it came. For α > 1.5 the second derivative has
+no bound near the end of the support, and other ways are taken.
+
+Since x^{k−1} is multiplied by δ, bfloat16 mixes it. The dual Ψ* = min_τ τ/(α−1) + Σ x^{k+1}/α + 1/(α(α−1)) is flat at
+the root. Memories so near to τ that δ, or rounding, may put them on the other side are told one by one.
+"""
+
+import math
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from hopmem.model.best import above, best, usual
+from hopmem.model.kernel import Features
+from hopmem.model.passes import Scores
+from hopmem.model.scan import RowBlocks
+from hopmem.model.sieve import Sieve, coarse_type, group_size, maxima
+from hopmem.model.threshold import log_peak, partial_sums, stretch
+from hopmem.model.weighing import BLUR, ROUNDED, Association, Weighing
+
+LOST = 1e-6  # the share of the weights that the second order of a step may be,
+NEAR, LEADS = 5e-3, 0.1  # |F − 1| of most such steps, and from which a step of the coarse type most likely leads there
+STEPS, PASSES = 6, 4  # at most, in the coarse type and in float32
+SAMPLE, ABOUT = 4096, 1e-2  # memories that tell where to begin, and how well they do
+FEW, CROWD = 256, 1 / 24  # memories that tell whether it is worth it: where such a share of them has a weight
+STEEPEST = 8.0  # k beyond which powers of x lose digits
+FLATTEST = 1e-6  # β below which scores do
+OF_STATES = ("tau", "total", "slope", "curve", "power", "mixed", "rate", "support", "window")
+MOST_BESIDE = 1 << 20  # memories that are told one by one: more are ties, which no precision tells apart
+
+
+@dataclass(frozen=True)
+class Tangent:
+    """Sums over all memories at τ, for b states."""
+
+    tau: Tensor  # [b] float32
+    total: Tensor  # F = Σ xᵏ [b] float64
+    slope: Tensor  # k Σ x^{k−1} [b] float64
+    curve: Tensor  # k(k−1) Σ x^{k−2} [b] float64
+    power: Tensor  # Σ x^{k+1} [b] float64
+    mixed: Tensor  # Σ xᵏ r [b, n]
+    rate: Tensor  # k Σ x^{k−1} r [b, n]
+    support: Tensor  # memories above τ that are not beside it [b] int64
+    beside: Tensor  # [2, e] states and memories that are,
+    gap: Tensor  # and how far above τ they lie [e]
+    window: Tensor  # how far from τ beside it is [b]
+    top: Tensor  # the largest ζ of each group [G, b]
+    k: float
+
+    @property
+    def step(self) -> Tensor:
+        """δ [b], float64: Newton's step, and what the curve adds to it."""
+        newton = (self.total - 1) / self.slope
+        return newton + self.curve * newton.square() / (2 * self.slope)
+
+    def mixture(self) -> Tensor:
+        """Σ p r at τ + δ, with Σ p = 1.
+
+        Returns:
+            [b, n] float64.
+        """
+        step = self.step[:, None]
+        return (self.mixed - step * self.rate) / (self.total - self.step * self.slope)[:, None]
+
+    def dual(self) -> Tensor:
+        """Ψ*_α(β Z y).
+
+        Returns:
+            [b] float64.
+        """
+        alpha = 1 + 1 / self.k
+        at_tau = self.k * self.tau.double() + self.power / alpha + self.k / alpha
+        return at_tau - self.k * (self.total - 1).square() / (2 * self.slope)
+
+    def near(self, slack: Tensor) -> Tensor:
+        """Whether a step is as good as the root, and does not leave the window.
+
+        Args:
+            slack: what rounding may have moved a score by [b].
+
+        Returns:
+            bool [b].
+        """
+        return (self.curve * self.step.square() <= 2 * LOST) & (self.step.abs() + slack <= self.window)
+
+    def of(self, states: Tensor) -> "Tangent":
+        """The sums of some of the states.
+
+        Args:
+            states: their numbers [c].
+
+        Returns:
+            Sums of c states.
+        """
+        if len(states) == len(self.tau):
+            return self
+        place = states.new_full((len(self.tau),), -1)
+        place[states] = torch.arange(len(states), device=states.device)
+        kept = place[self.beside[0]] >= 0
+        beside = torch.stack([place[self.beside[0, kept]], self.beside[1, kept]])
+        rows = {name: getattr(self, name)[states] for name in OF_STATES}
+        return replace(self, **rows, beside=beside, gap=self.gap[kept], top=self.top[:, states])
+
+
+def suits(how: Weighing, memory: Features) -> bool:
+    """Whether weights may be corrected from a threshold nearby.
+
+    Args:
+        how: α, β, and what is asked for.
+        memory: unit features of M memories.
+
+    Returns:
+        False also of few memories, of which bfloat16 tells less, and where it is slow: to come near would cost as much
+        as to be there.
+    """
+    k = 1 / (how.alpha - 1)
+    quick = len(memory) > SAMPLE and coarse_type(memory.device) == torch.bfloat16
+    return quick and 2 <= k <= STEEPEST and how.beta >= FLATTEST and not how.sharp and not how.at_once
+
+
+def crowded(Y: Tensor, memory: Features, how: Weighing) -> bool:
+    """Whether so many memories most likely have a weight that it is no use to look for those that do.
+
+    Args:
+        Y: states [b, D].
+        memory: unit features of M memories.
+        how: α, β, and what is asked for.
+
+    Returns:
+        False also where other ways are taken anyhow.
+    """
+    return suits(how, memory) and float(begin(Y, memory, how, FEW)[1].mean()) > CROWD
+
+
+def corrected(
+    Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int, peak: Tensor | None
+) -> Generator[tuple[Tensor, Association], None, Tensor]:
+    """Weigh all memories by α-entmax, at a threshold that is corrected.
+
+    Args:
+        Y: states [b, D], float64.
+        memory: unit features of M memories.
+        how: α, β, and what is asked for.
+        first: what will be mixed first.
+        width: its entries.
+        peak: about the largest score [b], where that is known.
+
+    Yields:
+        Some of the states and their association.
+
+    Returns:
+        The states that are left: float32 tells too little of them, or too many are tied at the threshold.
+    """
+    k, scale, coarse = 1 / (how.alpha - 1), (how.alpha - 1) * how.beta, coarse_type(Y.device)
+    scores = Scores.within((scale * Y).float().T, memory, width, how.budget)
+    start, _ = begin(Y, memory, how, peak=peak)
+    tau, spread = approach(Scores(scores.T.to(coarse), memory, scores.rows), start, k)
+    slack, left, lost = 2 * scale * usual(Y), torch.arange(len(Y), device=Y.device), list[Tensor]()
+    for _ in range(PASSES):
+        window = 2 * NEAR * spread[left] + slack[left]
+        some = scores.of(left)
+        found = tangent(some, tau[left], window, k, first, width, coarse)
+        reach = k * (found.top.amax(0) - found.tau)
+        clear = how.beta * ROUNDED * Y[left].norm(dim=1) <= BLUR * reach
+        near = found.near(slack[left]) & clear
+        if bool(near.any()):
+            states = near.nonzero()[:, 0]
+            yield left[states], _associated(found.of(states), Y[left[states]], some.of(states), how, first)
+        lost.append(left[~clear])
+        tau[left], spread[left] = (found.tau + found.step).float(), (found.total / found.slope).float().nan_to_num(0)
+        left = left[clear & ~near]
+        if not len(left):
+            break
+    return torch.cat([*lost, left])
+
+
+def _associated(found: Tangent, Y: Tensor, scores: Scores, how: Weighing, first: RowBlocks) -> Association:
+    """What sums at a threshold nearby tell of the weights.
+
+    Args:
+        found: of b states.
+        Y: the states [b, D], float64.
+        scores: ζ of them.
+        how: α, β, and what is asked for.
+        first: what was mixed.
+
+    Returns:
+        The association.
+    """
+    memory, scale, step = scores.memory, (how.alpha - 1) * how.beta, found.step
+    tau, top, number = found.tau.double() + step, found.top / scale, min(max(2, how.top), len(memory))
+    floor = Sieve(top, group_size(len(memory)), usual(Y)).floor(0.0, number)
+    index, S = best(Y, memory, top, floor, number, how)
+    P = powers((scale * S - tau[:, None]).clamp_min(0), found.k)[0]
+    away, state = found.gap - step[found.beside[0]], found.beside[0]
+    unsure = away.abs() <= 2 * scale * usual(Y)[state]
+    support = found.support.index_add(0, state, ((away > 0) & ~unsure).long())
+    edge = found.beside[:, unsure]
+    support = support.index_add(0, edge[0], above(tau / scale, edge, Y, memory, how.budget))
+
+    def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
+        return mixed[some] if rows_of is first else _mixture(scores.of(some), tau[some], found.k, rows_of, n)
+
+    mixed = found.mixture()
+    return Association(index, S, P, support, found.dual(), mix)
+
+
+def _mixture(scores: Scores, tau: Tensor, k: float, rows_of: RowBlocks, width: int) -> Tensor:
+    """Σ p r at the root.
+
+    Args:
+        scores: ζ of b states and M memories.
+        tau: τ [b].
+        k: 1/(α−1).
+        rows_of: M rows to mix.
+        width: entries of a row.
+
+    Returns:
+        [b, width] float64.
+    """
+    total = torch.zeros_like(tau)
+    mixed = torch.zeros(len(tau), width, device=tau.device)
+    for rows, S in scores:
+        P, *_ = powers(S.sub_(tau.to(S)).clamp_min_(0), k)
+        total += P.sum(0)
+        mixed.addmm_(P.T, rows_of[rows])
+    return mixed / total[:, None]
+
+
+def powers(x: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The powers of a base that is not negative.
+
+    Args:
+        x: [...].
+        k: at least 2.
+
+    Returns:
+        xᵏ, x^{k−1} and x^{k−2}, all zero where x is.
+    """
+    if k == 2:
+        return x.square(), x, x.sign()
+    least = x.pow(k - 2)
+    below = least * x
+    return below * x, below, least
+
+
+def begin(
+    Y: Tensor, memory: Features, how: Weighing, count: int = SAMPLE, peak: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """About where τ lies, by a sample of the memories and the largest score, which may weigh as much as they all do.
+
+    Args:
+        Y: states [b, D].
+        memory: unit features of M memories.
+        how: α and β.
+        count: memories to ask, evenly spread.
+        peak: about the largest score [b]; None takes that of the sample.
+
+    Returns:
+        τ [b], and the share of the memories that lie above it [b].
+    """
+    M = len(memory)
+    rows = torch.linspace(0, M - 1, min(M, count), dtype=torch.float64, device=Y.device).long()
+    S = Y.float() @ memory[rows].T
+    peak = S.amax(1) if peak is None else torch.maximum(peak, S.amax(1))
+    s, each = (S - peak[:, None]).mul_(how.beta), M / len(rows)
+
+    def sums(c: Tensor) -> tuple[Tensor, Tensor]:
+        total, rate = partial_sums(s, c, how.alpha)
+        return each * total + 1, each * rate
+
+    c = log_peak(sums, s.new_zeros(len(s), 1, dtype=torch.float64), M, ABOUT)
+    reach = (1 / stretch(c, how.alpha)).float()  # of ζ
+    share = ((how.alpha - 1) * s > -reach).double().mean(1)
+    return (how.alpha - 1) * how.beta * peak - reach[:, 0], share
+
+
+def approach(scores: Scores, tau: Tensor, k: float) -> tuple[Tensor, Tensor]:
+    """Steps towards the root by scores in a coarse type.
+
+    Args:
+        scores: ζ of b states.
+        tau: where to begin [b].
+        k: 1/(α−1).
+
+    Returns:
+        τ, and about how far it moves F by one [b].
+    """
+    tau, spread, left = tau.clone(), torch.empty_like(tau), torch.arange(len(tau), device=tau.device)
+    for _ in range(STEPS):
+        start = tau[left].to(scores.T.dtype)  # subtracting it then rounds little off
+        total, slope = torch.zeros_like(tau[left]), torch.zeros_like(tau[left])
+        for _, S in scores.of(left):
+            x = S.sub_(start).clamp_min_(0)
+            H = x if k == 2 else x.pow(k - 1)
+            P = H * x
+            total, slope = total + P.sum(0, dtype=torch.float32), slope + k * H.sum(0, dtype=torch.float32)
+        # On F^{1/k}, which is linear in τ where all x are alike; above all memories, where there is no slope, half the
+        # way back to where the largest weight is one.
+        step = torch.where(total > 0, k * (total - total ** (1 - 1 / k)) / slope, -0.5)
+        tau[left], spread[left] = start.float() + step, total / slope
+        left = left[(total - 1).abs() > LEADS]
+        if not len(left):
+            break
+    return tau, spread.nan_to_num(0.0)
+
+
+def tangent(
+    scores: Scores, tau: Tensor, window: Tensor, k: float, rows_of: RowBlocks, width: int, coarse: torch.dtype
+) -> Tangent:
+    """Sum up and mix at τ, in one pass.
+
+    Args:
+        scores: ζ of b states and M memories.
+        tau: τ [b].
+        window: how far from τ memories are told one by one [b].
+        k: 1/(α−1), from 1 to `STEEPEST`.
+        rows_of: M rows to mix.
+        width: entries of a row.
+        coarse: the type that mixes the derivative.
+
+    Returns:
+        The sums.
+    """
+    M, b, device = len(scores.memory), len(tau), tau.device
+    group = group_size(M)
+    top = torch.empty(-(-M // group), b, device=device)
+    total, slope, curve, power, positive = (torch.zeros(b, dtype=torch.float64, device=device) for _ in range(5))
+    mixed, rate = torch.zeros(b, width, device=device), torch.zeros(b, width, device=device)
+    found, count, asked = list[tuple[Tensor, Tensor, Tensor]](), 0, window
+    for rows, S in scores:
+        maxima(S, group, top[rows.start // group : -(-rows.stop // group)])
+        some = _beside(S.sub_(tau), group, asked)
+        found.append((some[0], some[1] + rows.start, some[2]))
+        count += len(some[0])
+        asked = asked if count <= MOST_BESIDE else torch.full_like(asked, -math.inf)
+        x = S.clamp_min_(0)
+        P, H, C = powers(x, k)
+        r = rows_of[rows]
+        positive += (C if k == 2 else x.sign()).sum(0)
+        total += P.sum(0)
+        slope += k * H.sum(0)
+        curve += k * (k - 1) * C.sum(0)
+        power += (P * x).sum(0)
+        rate.add_(H.T.to(coarse) @ r.to(coarse), alpha=k)
+        mixed.addmm_(P.T, r)
+    state, row, gap = (torch.cat(each) for each in zip(*found, strict=True))
+    support = positive.long().index_add_(0, state, -(gap > 0).long())
+    return Tangent(
+        tau, total, slope, curve, power, mixed, rate, support, torch.stack([state, row]), gap, window, top, k
+    )
+
+
+def _beside(S: Tensor, group: int, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The scores in a window around zero, which few groups have: only those are looked into.
+
+    Args:
+        S: scores less τ [m, b].
+        group: memories in a group; the last may be smaller.
+        window: how far from zero [b].
+
+    Returns:
+        States, memories, and their scores [e].
+    """
+    nearest = S.new_empty(-(-len(S) // group), S.shape[1])
+    maxima(S.abs().neg_(), group, nearest)
+    which, state = (nearest >= -window).nonzero(as_tuple=True)
+    row = (which[:, None] * group + torch.arange(group, device=S.device)).clamp_max_(len(S) - 1)  # [n, group]
+    gap = S[row, state[:, None]]
+    inside = gap.abs() <= window[state, None]
+    inside[:, 1:] &= row[:, 1:] > row[:, :-1]  # the last of a short group only once
+    found, place = inside.nonzero(as_tuple=True)
+    return state[found], row[found, place], gap[found, place]

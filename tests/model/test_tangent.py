@@ -1,0 +1,124 @@
+"""A threshold that is nearly right, and corrected, gives what float64 finds over all memories."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from hopmem.model import tangent
+from hopmem.model.entmax import conjugate, entmax
+from hopmem.model.kernel import Features, Patterns, unit
+from hopmem.model.passes import Scores
+from hopmem.model.tangent import NEAR, approach, begin, corrected, crowded, powers
+from hopmem.model.weighing import Association, Weighing
+from tests.model import randn
+
+M, d, B = 6000, 24, 10
+ALPHAS = [1.125, 1.25, 1.4, 1.5]
+BETAS = [0.1, 1.0, 4.0]
+
+
+@pytest.fixture(autouse=True)
+def _anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the processor multiplies quickly."""
+    monkeypatch.setattr(tangent, "coarse_type", lambda device: torch.bfloat16)
+
+
+def bank() -> Features:
+    return Features(Patterns(randn(M, d)))
+
+
+def states() -> Tensor:
+    """Of memories that stand out, and of none."""
+    return unit(torch.cat([randn(M, d)[:5], randn(B - 5, d, seed=1)]).double())
+
+
+def literal(alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    S = states() @ unit(randn(M, d).double()).T
+    return S, entmax(beta * S, alpha)
+
+
+def every(alpha: float, beta: float) -> tuple[list[tuple[Tensor, Association]], Tensor]:
+    """What is weighed, and what is left."""
+    ways = corrected(states(), bank(), Weighing(alpha, beta, 3, 1 << 22), Patterns(randn(M, d)), d, None)
+    found = list[tuple[Tensor, Association]]()
+    while True:
+        try:
+            found.append(next(ways))
+        except StopIteration as done:
+            return found, done.value
+
+
+def check(alpha: float, beta: float) -> int:
+    """Hold all that is weighed to float64.
+
+    Returns:
+        How many passes it took.
+    """
+    (S, P), rows = literal(alpha, beta), randn(M, d).double()
+    found, left = every(alpha, beta)
+    assert not len(left)
+    assert torch.equal(torch.cat([some for some, _ in found]).sort().values, torch.arange(B))
+    for some, p in found:
+        expected, free = P[some] @ rows, conjugate(beta * S[some], P[some], alpha)
+        which = torch.arange(len(some))
+        for values in (rows, randn(M, 7, seed=4).double()):
+            mixed, wanted = p.mix(Patterns(values.float()), values.shape[1], which), P[some] @ values
+            assert float(((mixed - wanted).norm(dim=1) / wanted.norm(dim=1)).max()) <= 1e-5
+        assert float(((p.mix(*first(), which) - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
+        assert torch.equal(p.support, (P[some] > 0).sum(1))
+        assert torch.allclose(p.weight[:, :3], P[some].topk(3, dim=1).values, rtol=1e-5, atol=1e-8)
+        assert torch.equal(p.index[:, 0], P[some].argmax(1))
+        assert torch.allclose(p.conjugate, free, rtol=1e-6, atol=1e-6)
+    return len(found)
+
+
+def first() -> tuple[Patterns, int]:
+    return Patterns(randn(M, d)), d
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("beta", BETAS)
+def test_what_is_corrected_is_what_float64_finds(alpha, beta):
+    check(alpha, beta)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_states_whose_beginning_is_far_off_make_the_pass_again(monkeypatch, alpha):
+    near = begin(states(), bank(), Weighing(alpha, 1.0, 3, 1 << 22))[0]
+    monkeypatch.setattr(tangent, "approach", lambda scores, tau, k: (near - 0.03, torch.full_like(near, 0.05)))
+    assert check(alpha, 1.0) >= 1
+
+
+@pytest.mark.parametrize("off", [-0.5, -0.01, 0.003, 0.4])
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_steps_in_bfloat16_lead_near_the_root_from_anywhere(alpha, off):
+    how, k = Weighing(alpha, 1.0, 3, 1 << 22), 1 / (alpha - 1)
+    scores = Scores(((alpha - 1) * states()).T.bfloat16(), bank(), 512)
+    tau, spread = approach(scores, begin(states(), bank(), how)[0] + off, k)
+    S, _ = literal(alpha, 1.0)
+    F = powers(((alpha - 1) * S - tau[:, None]).clamp_min(0), k)[0].sum(1)
+    assert float((F - 1).abs().max()) <= 4 * NEAR
+    assert (spread > 0).all()
+
+
+def test_where_float32_tells_too_little_nothing_is_claimed():
+    Xi = 1 + 1e-4 * randn(M, d)  # cosines within 1e-7 of one another
+    memory = Features(Patterns(Xi))
+    ways = corrected(unit(Xi[:B].double()), memory, Weighing(1.5, 200.0, 3, 1 << 22), memory.patterns, d, None)
+    with pytest.raises(StopIteration) as done:
+        next(ways)
+    assert done.value.value.sort().values.tolist() == list(range(B))
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "many"), [(1.5, 0.1, True), (1.25, 1.0, True), (1.5, 300.0, False), (2.0, 0.1, False)]
+)
+def test_a_sample_tells_whether_many_memories_have_a_weight(alpha, beta, many):
+    assert crowded(states(), bank(), Weighing(alpha, beta, 3, 1 << 22)) == many
+
+
+@pytest.mark.parametrize("k", [2.0, 2.5, 4.0, 8.0])
+def test_powers_vanish_with_their_base(k):
+    x = torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64)
+    for power, n in zip(powers(x.clone(), k), (k, k - 1, k - 2), strict=True):
+        assert torch.allclose(power, torch.where(x > 0, x**n, 0))
