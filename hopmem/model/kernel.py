@@ -18,6 +18,7 @@ from hopmem.scratch import SCATTERED, empty
 Rows = slice | Tensor  # a range of rows, or an int64 tensor of row numbers
 AT_ONCE = 1 << 22  # entries of a block of patterns
 BYTES_AT_ONCE = 64  # of each of them, under a limit: in float64, with copies and what is made of them
+CACHED = 1 << 15  # entries in float64 that stay beside one processor while they are worked on
 NARROW = 1 << 12  # entries whose squares float32 adds up without losing more than a digit
 LONG = 1e15  # a length up to which products in float32 are safe from its bounds, as from its inverse on
 
@@ -346,6 +347,8 @@ def _lengths(part: Division, patterns: Patterns) -> Tensor:
     Returns:
         float32 [M].
     """
+    if patterns.stored.dtype == torch.uint8 and patterns.columns is None and patterns.device.type == "cpu":
+        return part.others.to_first((_byte_lengths(patterns.stored) * patterns.scale).float())
     lengths = torch.empty(len(patterns), device=patterns.device)
     for rows in patterns.in_blocks():
         U = patterns[rows]
@@ -355,6 +358,23 @@ def _lengths(part: Division, patterns: Patterns) -> Tensor:
             found = torch.linalg.vector_norm(U, dim=1, dtype=torch.float64).float()
         lengths[rows] = found
     return part.others.to_first(lengths)
+
+
+def _byte_lengths(U: Tensor) -> Tensor:
+    """Lengths of 8-bit rows, from sums of squares that float64 holds exactly.
+
+    All pieces go through one small buffer: fresh blocks of floats cost more than what is done with them.
+
+    Returns:
+        float64 [M].
+    """
+    most = CACHED * max(1, torch.get_num_threads() // 2)  # two threads would wait for each other longer than they help
+    buffer, lengths = torch.empty(most, dtype=torch.float64), torch.empty(len(U), dtype=torch.float64)
+    for rows in blocks(len(U), max(1, most // U.shape[1])):
+        pieces = (U[rows, columns] for columns in blocks(U.shape[1], most))
+        parts = [torch.linalg.vector_norm(buffer[: V.numel()].view(V.shape).copy_(V), dim=1) for V in pieces]
+        lengths[rows] = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+    return lengths
 
 
 def _extremes(part: Division, patterns: Patterns) -> Tensor:

@@ -1,5 +1,7 @@
 """Unit features, the feature map, and patterns that are read in blocks."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,15 @@ def test_patterns_are_float32_in_the_scale_that_was_asked_for(dtype):
     block = Patterns(raw, scale=1 / 255)[slice(2, 6)]
     assert block.dtype == torch.float32
     assert_close(block.double(), raw[2:6].double() / 255, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("d", [1, 257, 3072, 70_001])
+@pytest.mark.parametrize("scale", [1.0, 1 / 255])
+def test_lengths_of_8_bit_patterns_are_those_that_whole_numbers_give(d, scale):
+    U = torch.cat([stored(30, d, torch.uint8), torch.tensor([0, 255], dtype=torch.uint8)[:, None].expand(2, d)])
+    squares = [int(row @ row) for row in U.long()]
+    exact = torch.tensor([math.sqrt(each) * scale for each in squares])
+    assert torch.equal(Patterns(U, scale).lengths, exact)
 
 
 def test_patterns_show_the_chosen_columns_alone():
