@@ -1,5 +1,6 @@
 """The bank: what is saved is what is loaded, any safetensors reader opens it, and damage is told."""
 
+import hashlib
 import json
 import math
 import stat
@@ -15,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from hopmem import header
 from hopmem.bank import FORMAT, Learning, MemoryBank, Tuning, tune
 from hopmem.model.kernel import FeatureMap, Patterns
 from tests.refusal import raises_refusal
@@ -191,6 +193,17 @@ def test_saving_twice_writes_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         learned_bank().save(tmp_path / name)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_checksums_in_the_header_are_those_of_the_bytes_however_many_parts_they_come_in(tmp_path):
+    X = torch.randint(0, 256, (700, 1001), dtype=torch.uint8)
+    MemoryBank.from_patterns(X).save(tmp_path / "bank")
+    with safe_open(tmp_path / "bank", framework="pt") as bank:
+        assert torch.equal(bank.get_tensor("patterns"), X)
+        kept = json.loads(bank.metadata()["checksums"])
+        tensors = {name: bank.get_tensor(name).numpy().tobytes() for name in bank.keys()}  # noqa: SIM118
+    assert {name: hashlib.sha256(raw).hexdigest() for name, raw in tensors.items()}.items() <= kept.items()
+    assert header.read(tmp_path / "bank").checksums == kept  # as many as there are tensors, and the header's own
 
 
 def test_reading_out_passes_over_no_memories_even_where_a_map_has_an_offset(monkeypatch):

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from hopmem.atomic import replacing
-from hopmem.bank.tensors import checksum, save_file
+from hopmem.bank.tensors import save_file
 from hopmem.divided import is_divided
 from hopmem.errors import BankError, MissingInputError, UnreadableError
 from hopmem.header import CHEAP, CHECKSUMS, ITSELF, WRITER, check, of_metadata, steadily
@@ -49,8 +49,8 @@ def write(
     """
     with replacing(path, force=force) as temporary:
         kept = {name: _ready(tensor) for name, tensor in tensors.items() if tensor is not None}
-        said = _with_checksums({"format": form, WRITER: version("hopmem")} | metadata, kept)
-        save_file(kept, temporary, said, as_they_come=as_they_come)
+        said = {"format": form, WRITER: version("hopmem")} | metadata
+        save_file(kept, temporary, partial(_with_checksums, said), as_they_come=as_they_come)
 
 
 def _ready(tensor: Tensor) -> Tensor:
@@ -158,13 +158,13 @@ def names_to(names: Sequence[str]) -> dict[str, Tensor]:
     return {"names": raw, "names.offsets": torch.frombuffer(ends, dtype=torch.int64)}
 
 
-def _with_checksums(metadata: dict[str, str], tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Metadata with the checksums of all that is written.
+def _with_checksums(metadata: dict[str, str], checksums: Mapping[str, str]) -> dict[str, str]:
+    """Metadata with the checksums of all that is written, those of the tensors and that of the metadata.
 
     Returns:
         The metadata.
     """
-    kept = {name: checksum(tensor) for name, tensor in tensors.items()} | {ITSELF: of_metadata(metadata)}
+    kept = {**checksums, ITSELF: of_metadata(metadata)}
     return metadata | {CHECKSUMS: json.dumps(dict(sorted(kept.items())))}
 
 

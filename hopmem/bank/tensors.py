@@ -2,17 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor
 
 from hopmem.divided import is_divided
-from hopmem.model.kernel import AT_ONCE, blocks, small_blocks
+from hopmem.model.kernel import blocks, small_blocks
 
 ALIGNED = 8  # bytes of which the header's length is a multiple
 PAGE = 4096  # bytes at whose multiples the system maps files
+PART = 1 << 18  # bytes that are hashed and written at a time: those that were hashed are still near the processor
+UNKNOWN = "0" * 64  # a checksum that is not known yet
 TYPES = {
     torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.uint32: "U32",
     torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16", torch.int16: "I16",
@@ -21,32 +24,62 @@ TYPES = {
 
 
 def save_file(
-    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str], *, as_they_come: bool = False
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    describe: Callable[[Mapping[str, str]], Mapping[str, str]],
+    *,
+    as_they_come: bool = False,
 ) -> None:
     """Write a safetensors file: equal tensors, equal bytes.
+
+    Tensors are hashed as they are written. Their checksums are as long before they are known, and so is the header.
 
     Args:
         tensors: by name, each contiguous on the CPU.
         path: the file.
-        metadata: what the header says beside them.
+        describe: what the header says beside them, given the checksum of each.
         as_they_come: keep their order, and begin the first at a page; else they are ordered as by the format's library.
     """
-    order, begin = list(TYPES), 0
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    order = list(TYPES)
     laid_out = list(tensors.items())
     if not as_they_come:
         laid_out.sort(key=lambda item: (order.index(item[1].dtype), item[0]))
+    aligned = PAGE if as_they_come else ALIGNED
+    with path.open("wb") as file:
+        file.write(_header(laid_out, describe(dict.fromkeys(tensors, UNKNOWN)), aligned))
+        checksums = {name: _written(tensor, file) for name, tensor in laid_out}
+        file.seek(0)
+        file.write(_header(laid_out, describe(checksums), aligned))
+
+
+def _header(laid_out: Sequence[tuple[str, Tensor]], metadata: Mapping[str, str], aligned: int) -> bytes:
+    """What stands before the tensors.
+
+    Returns:
+        The length of the header and the header, which ends at a multiple of `aligned` bytes.
+    """
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))}
+    begin = 0
     for name, tensor in laid_out:
         end = begin + tensor.nbytes
         header[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
         begin = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-(8 + len(text)) % (PAGE if as_they_come else ALIGNED))
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, tensor in laid_out:
-            for part in _bytes(tensor):
-                file.write(part)
+    text += b" " * (-(8 + len(text)) % aligned)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _written(tensor: Tensor, file: BinaryIO) -> str:
+    """Write a tensor, and hash each part of it while it is near the processor.
+
+    Returns:
+        Its checksum.
+    """
+    digest = hashlib.sha256()
+    for part in _bytes(tensor):
+        digest.update(part)
+        file.write(part)
+    return digest.hexdigest()
 
 
 def checksum(tensor: Tensor) -> str:
@@ -75,5 +108,5 @@ def _bytes(tensor: Tensor) -> Iterator[memoryview]:
             yield tensor[rows].contiguous().view(-1).view(torch.uint8).numpy().data
         return
     raw = tensor.view(-1).view(torch.uint8)
-    for some in blocks(len(raw), AT_ONCE):
+    for some in blocks(len(raw), PART):
         yield raw[some].numpy().data
