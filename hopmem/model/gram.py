@@ -20,7 +20,7 @@ from hopmem.pages import rest
 Progress = Callable[[int, int], None]  # called with (done, total)
 
 TALL = 1024  # rows of a block, where they fit
-LEAST_TALL = 128  # rows that a product is still quick with: fewer, and less of the diagonal is multiplied twice
+LEAST_TALL = 256  # rows of a block in any case: lower ones make rows signed more often than they save products
 EXACT = 1 << 10  # entries of 8 bits whose product torch hands on exactly: it passes through float32's 24 bits
 IN_32 = 1 << 6  # times as many add up in 32 bits, at 128² each
 ONES = 16  # columns of a product that is quick

@@ -10,7 +10,7 @@ from hopmem.model.kernel import Features, Patterns, unit
 from hopmem.model.meeting import Shard
 from tests.model.test_meeting import together
 
-SHAPES = [(1, 1), (2, 1), (3, 5), (17, 3), (130, 784), (300, 33), (9, 70_000)]
+SHAPES = [(1, 1), (2, 1), (3, 5), (17, 3), (130, 784), (300, 33), (600, 100), (9, 70_000)]
 
 
 def pixels(M, d, seed=0):
