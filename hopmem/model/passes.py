@@ -31,7 +31,7 @@ ARRAYS = 6  # of the size of a block of scores, at the most
 class Scores:
     """⟨z_μ, y⟩ of b states and all memories, computed anew at each pass."""
 
-    T: Tensor  # states as columns [D, b], in the type to compute in
+    T: Tensor  # states as columns [D, b], in the type to compute in; the entries of each side by side are quickest
     memory: Features
     rows: int  # memories of a block: whole groups
 
@@ -51,7 +51,7 @@ class Scores:
         group = group_size(len(memory))
         most = max(MOST_ROWS, MOST_SCORES // T.shape[1])
         bytes_of_row = 16 * max(width, memory.dimension) + ARRAYS * T.element_size() * T.shape[1]
-        return cls(T.contiguous(), memory, max(1, min(most, budget // bytes_of_row) // group) * group)
+        return cls(T.T.contiguous().T, memory, max(1, min(most, budget // bytes_of_row) // group) * group)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Pass over the memories.
@@ -76,7 +76,7 @@ class Scores:
             Scores of c states.
         """
         every = len(states) == self.T.shape[1]  # in their order, as no state is asked for twice
-        return self if every else Scores(self.T[:, states].contiguous(), self.memory, self.rows)
+        return self if every else Scores(self.T.T[states].T, self.memory, self.rows)
 
 
 def fused(scores: Scores, how: Weighing, rows_of: RowBlocks, width: int) -> tuple[Tensor, Tensor, Tensor]:

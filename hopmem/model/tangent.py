@@ -31,7 +31,10 @@ from hopmem.model.threshold import log_peak, partial_sums, stretch
 from hopmem.model.weighing import BLUR, ROUNDED, Association, Weighing
 
 LOST = 1e-6  # the share of the weights that the second order of a step may be,
-NEAR, LEADS = 5e-3, 0.1  # |F − 1| of most such steps, and from which a step of the coarse type most likely leads there
+NEAR, LEADS = (
+    1.5e-3,
+    0.1,
+)  # |F − 1| of most such steps, and from which a step of the coarse type most likely leads there
 STEPS, PASSES = 6, 4  # at most, in the coarse type and in float32
 SAMPLE, ABOUT = 4096, 1e-2  # memories that tell where to begin, and how well they do
 FEW, CROWD = 256, 1 / 24  # memories that tell whether it is worth it: where such a share of them has a weight
