@@ -8,7 +8,7 @@ from hopmem.model import tangent
 from hopmem.model.entmax import conjugate, entmax
 from hopmem.model.kernel import Features, Patterns, unit
 from hopmem.model.passes import Scores
-from hopmem.model.tangent import NEAR, approach, begin, corrected, crowded, powers
+from hopmem.model.tangent import approach, begin, corrected, crowded, powers
 from hopmem.model.weighing import Association, Weighing
 from tests.model import randn
 
@@ -97,7 +97,7 @@ def test_steps_in_bfloat16_lead_near_the_root_from_anywhere(alpha, off):
     tau, spread = approach(scores, begin(states(), bank(), how)[0] + off, k)
     S, _ = literal(alpha, 1.0)
     F = powers(((alpha - 1) * S - tau[:, None]).clamp_min(0), k)[0].sum(1)
-    assert float((F - 1).abs().max()) <= 4 * NEAR
+    assert float((F - 1).abs().max()) <= 0.02  # bfloat16 tells no more of some thousands, some of which stand out
     assert (spread > 0).all()
 
 
