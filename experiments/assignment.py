@@ -28,7 +28,7 @@ from torch import Tensor
 
 import hopmem
 from experiments.setting import Setting
-from hopmem.model.kernel import unit
+from hopmem.model.rows import unit
 from hopmem.model.separation import separation
 
 CLASSES = ("airplane", "automobile", "cat", "dog", "ship", "truck")

@@ -22,7 +22,8 @@ from experiments.landscapes import plane
 from experiments.published import algorithm_1
 from experiments.setting import Setting
 from hopmem.model.hopfield import Dynamics, retrieve
-from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
+from hopmem.model.kernel import FeatureMap, Features
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.separation import average_loss, largest
 
 COUNT, BETA = 5, 20.0

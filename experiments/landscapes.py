@@ -19,7 +19,8 @@ from torch import Tensor
 
 from experiments.published import algorithm_1
 from experiments.setting import Setting
-from hopmem.model.kernel import FeatureMap, unit
+from hopmem.model.kernel import FeatureMap
+from hopmem.model.rows import unit
 from hopmem.model.separation import separation
 
 BETA = 10.0

@@ -25,7 +25,7 @@ import hopmem
 from experiments.published import HALVINGS, STEPS
 from experiments.setting import Setting, bank_of
 from hopmem import MemoryBank
-from hopmem.model.kernel import unit
+from hopmem.model.rows import unit
 from hopmem.model.separation import average_loss, largest
 
 COUNTS, T, TAU = (100, 200), 2.0, 0.1

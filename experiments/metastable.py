@@ -27,8 +27,8 @@ from torch import Tensor
 import hopmem
 from experiments.setting import Setting, bank_of
 from hopmem import MemoryBank
-from hopmem.model.kernel import unit
 from hopmem.model.noise import canvas_of, parse_noise
+from hopmem.model.rows import unit
 
 BETAS = (0.1, 1.0)  # on patterns as they are
 ALPHAS = (1.0, 1.5, 2.0)

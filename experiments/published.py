@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hopmem.model.kernel import FeatureMap, unit
+from hopmem.model.kernel import FeatureMap
+from hopmem.model.rows import unit
 from hopmem.model.separation import average_loss
 
 STEPS = 100

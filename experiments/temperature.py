@@ -15,8 +15,9 @@ from torch import Tensor
 
 from experiments.published import algorithm_1
 from experiments.setting import Setting, bank_of
-from hopmem.model.kernel import FeatureMap, unit
+from hopmem.model.kernel import FeatureMap
 from hopmem.model.noise import canvas_of, parse_noise
+from hopmem.model.rows import unit
 
 COUNT, NOISE = 500, "mask:0.5"
 BETAS = [2.0**power for power in range(-4, 17)]

@@ -18,7 +18,8 @@ from safetensors import safe_open
 
 from hopmem import header
 from hopmem.bank import FORMAT, Learning, MemoryBank, Tuning, tune
-from hopmem.model.kernel import FeatureMap, Patterns
+from hopmem.model.kernel import FeatureMap
+from hopmem.model.rows import Patterns
 from tests.refusal import raises_refusal
 from tests.verbs import randn
 

@@ -12,7 +12,8 @@ pytest.importorskip("matplotlib", reason="the experiments draw")
 from experiments import basins, landscapes, losses, metastable
 from experiments.published import algorithm_1
 from experiments.setting import Setting
-from hopmem.model.kernel import FeatureMap, unit
+from hopmem.model.kernel import FeatureMap
+from hopmem.model.rows import unit
 from hopmem.model.separation import average_loss
 from tests.experiment import assert_has_no_gaps, assert_is_small_picture, table
 

@@ -8,7 +8,7 @@ import torch
 
 import hopmem
 from hopmem.bank import MemoryBank
-from hopmem.model.kernel import LARGEST
+from hopmem.model.rows import LARGEST
 from tests.conftest import Array
 from tests.refusal import raises_refusal
 

@@ -17,7 +17,7 @@ from hopmem.divided import is_divided
 from hopmem.errors import BankError, MissingInputError, UnreadableError
 from hopmem.header import CHEAP, CHECKSUMS, ITSELF, WRITER, check, of_metadata, steadily
 from hopmem.header import read as read_header
-from hopmem.model.kernel import blocks
+from hopmem.model.rows import blocks
 from hopmem.pages import watch
 from hopmem.shards import SHARD
 

@@ -23,7 +23,8 @@ from hopmem.errors import BankError, InvalidDataError
 from hopmem.header import parsed
 from hopmem.lock import writing
 from hopmem.model.gram import Progress
-from hopmem.model.kernel import Exactly, FeatureMap, Features, Patterns, small_blocks, taken
+from hopmem.model.kernel import Exactly, FeatureMap, Features
+from hopmem.model.rows import Patterns, small_blocks, taken
 from hopmem.model.separation import nearest_delta
 from hopmem.scratch import gathered
 

@@ -7,7 +7,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import blocks
+from hopmem.model.rows import blocks
 
 AT_ONCE = 1 << 16  # names that are read together
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hopmem.errors import InvalidDataError
-from hopmem.model.kernel import LARGEST
+from hopmem.model.rows import LARGEST
 
 
 def as_rows(X: Any, where: str, *, partial: bool = False) -> Tensor:

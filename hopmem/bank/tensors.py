@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hopmem.divided import is_divided
-from hopmem.model.kernel import blocks, small_blocks
+from hopmem.model.rows import blocks, small_blocks
 
 ALIGNED = 8  # bytes of which the header's length is a multiple
 PAGE = 4096  # bytes at whose multiples the system maps files

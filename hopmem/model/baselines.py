@@ -15,7 +15,8 @@ from torch import Tensor
 
 from hopmem.divided import Division, everywhere
 from hopmem.model.entmax import weights
-from hopmem.model.kernel import Features, blocks, unit
+from hopmem.model.kernel import Features
+from hopmem.model.rows import blocks, unit
 from hopmem.model.scan import combine, known_scores, memory_rows, query_blocks, scores
 from hopmem.model.weighing import VISIBLE
 

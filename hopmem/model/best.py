@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from hopmem.model.held import rescored
-from hopmem.model.kernel import Features, blocks
+from hopmem.model.kernel import Features
+from hopmem.model.rows import blocks
 from hopmem.model.sieve import group_size
 from hopmem.model.weighing import Weighing
 

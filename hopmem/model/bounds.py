@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hopmem.divided import Division, everywhere
 from hopmem.model.gram import Progress, UnitRows, shared_blocks
-from hopmem.model.kernel import blocks
+from hopmem.model.rows import blocks
 
 FEW = 16  # memories that are looked at together, in float64
 NEARLY = 0.9  # of the error: float32 sums above this are looked at again

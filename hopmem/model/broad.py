@@ -14,9 +14,10 @@ from torch import Tensor
 from hopmem.model.best import above, best, usual
 from hopmem.model.exponents import Exponents, about, root
 from hopmem.model.held import whole
-from hopmem.model.kernel import Features, blocks
+from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores, fused
 from hopmem.model.picks import BYTES, Picks
+from hopmem.model.rows import blocks
 from hopmem.model.scan import RowBlocks, memory_rows, query_blocks
 from hopmem.model.sieve import Sieve, group_size
 from hopmem.model.tangent import corrected, suits

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from hopmem.divided import Division, everywhere
-from hopmem.model.kernel import FeatureMap, Patterns, blocks, unit
+from hopmem.model.kernel import FeatureMap
 from hopmem.model.pairs import BLOCK, Listed, Pairs, all_of, sample, smooth_maximum, without
+from hopmem.model.rows import Patterns, blocks, unit
 from hopmem.model.separation import Halt, Keep, LossProgress, State, largest, never, nowhere, separation
 from hopmem.model.uhop import SEED_STRIDE, Learned, Training, drawn
 from hopmem.model.whitening import RIDGES, Whitened

@@ -12,8 +12,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import Features, blocks
+from hopmem.model.kernel import Features
 from hopmem.model.passes import ARRAYS, Scores, peaks
+from hopmem.model.rows import blocks
 from hopmem.model.scan import RowBlocks
 from hopmem.model.threshold import Agree, Sums, log_peak, partial_sums, tsallis_exp
 from hopmem.model.weighing import Mixture, Terms

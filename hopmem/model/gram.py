@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hopmem.divided import Division
-from hopmem.model.kernel import Features, Rows, blocks, processor_has
+from hopmem.model.kernel import Features, processor_has
+from hopmem.model.rows import Rows, blocks
 from hopmem.pages import rest
 
 Progress = Callable[[int, int], None]  # called with (done, total)

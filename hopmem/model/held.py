@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hopmem.model.entmax import conjugate, weights
-from hopmem.model.kernel import Features, blocks
+from hopmem.model.kernel import Features
+from hopmem.model.rows import blocks
 from hopmem.model.scan import RowBlocks, combine, top_scores
 from hopmem.model.threshold import partial_sums, tsallis_exp
 from hopmem.model.weighing import VISIBLE, Association, Mixture, Weighing

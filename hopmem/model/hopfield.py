@@ -10,8 +10,9 @@ from hopmem.divided import everywhere, is_divided
 from hopmem.model.association import associate
 from hopmem.model.gram import Progress
 from hopmem.model.held import whole
-from hopmem.model.kernel import Features, blocks, unit
+from hopmem.model.kernel import Features
 from hopmem.model.meeting import Part, Shard
+from hopmem.model.rows import blocks, unit
 from hopmem.model.scan import RowBlocks, known_scores, query_blocks, scores
 from hopmem.model.sieve import states_at_once
 from hopmem.model.weighing import Association, Weighing

@@ -22,7 +22,8 @@ from hopmem.divided import Division
 from hopmem.model.best import above, usual
 from hopmem.model.broad import free_energy
 from hopmem.model.exponents import settled
-from hopmem.model.kernel import Features, blocks
+from hopmem.model.kernel import Features
+from hopmem.model.rows import blocks
 from hopmem.model.scan import RowBlocks
 from hopmem.model.threshold import reach_of_support, stretch, tsallis_exp
 from hopmem.model.weighing import BLUR, ROUNDED, VISIBLE, Association, Mixture, Terms, Weighing

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hopmem.divided import Division, everywhere
 from hopmem.errors import UsageError, one_line
-from hopmem.model.kernel import Patterns
+from hopmem.model.rows import Patterns
 
 LARGEST = 1e18  # level, whose square float32 can hold
 REACH = 4.0  # standard deviations after which a blur is cut off

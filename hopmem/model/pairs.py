@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from hopmem.model.gram import UnitRows, gram_blocks
-from hopmem.model.kernel import blocks
+from hopmem.model.rows import blocks
 
 BLOCK = 1024  # rows of a block of the Gram matrix, at most
 GATHERED = 1024  # pairs whose rows are gathered at once, so that they stay near the processor

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import Features, blocks
+from hopmem.model.kernel import Features
+from hopmem.model.rows import blocks
 from hopmem.model.scan import RowBlocks
 from hopmem.model.sieve import group_size, maxima
 from hopmem.model.weighing import Weighing

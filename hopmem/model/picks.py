@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hopmem.model.exponents import MOST_EDGES, limits
-from hopmem.model.kernel import Features, blocks
+from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores
+from hopmem.model.rows import blocks
 from hopmem.model.scan import RowBlocks
 from hopmem.model.sieve import group_size, maxima
 from hopmem.model.threshold import partial_sums, tsallis_exp

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from hopmem.divided import Division, everywhere
-from hopmem.model.kernel import Features, Rows, blocks, unit
+from hopmem.model.kernel import Features
+from hopmem.model.rows import Rows, blocks, unit
 
 FEW = 16  # up to which repeated maxima are quicker than a sort
 NEGLIGIBLE = 1e-20  # a weight that is lost beside the others, even a billion times

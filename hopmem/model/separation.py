@@ -10,7 +10,7 @@ from torch.nn.functional import pad
 
 from hopmem.divided import Division, Others, everywhere
 from hopmem.model.gram import Progress, UnitRows, gram_blocks, shared_blocks
-from hopmem.model.kernel import blocks, small_blocks
+from hopmem.model.rows import blocks, small_blocks
 from hopmem.scratch import empty
 
 LossProgress = Callable[[int, int, float, float], None]  # called with (done, total, loss, Δ_min of what was looked at)

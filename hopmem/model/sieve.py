@@ -28,7 +28,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import Features, blocks, processor_has
+from hopmem.model.kernel import Features, processor_has
+from hopmem.model.rows import blocks
 from hopmem.model.threshold import log_peak, partial_sums, reach_of_support
 
 GROUPS = 4096  # as many groups as this, or of `LARGEST` memories each more; small banks are scored in float32

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from hopmem.divided import Division, everywhere
 from hopmem.model.gram import TALL, Progress, shared_blocks
-from hopmem.model.kernel import AT_ONCE, Exactly, Features
+from hopmem.model.kernel import Exactly, Features
+from hopmem.model.rows import AT_ONCE
 
 WIDEST = 4096  # rows of the smaller Gram matrix up to which it is decomposed where memory allows,
 NARROWEST = 256  # and up to which it is in any case

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hopmem.model.codes.search import Stage, best_code
 from hopmem.model.descent import RULER, descend, near_mean
-from hopmem.model.kernel import FeatureMap, Features, Patterns
+from hopmem.model.kernel import FeatureMap, Features
+from hopmem.model.rows import Patterns
 from hopmem.model.separation import Halt, Keep, LossProgress, State, never, nowhere, separation
 from hopmem.model.uhop import Learned, Training
 from hopmem.model.whitening import Whitened, require_room, whiten

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hopmem.model.gram import Progress
 from hopmem.model.hopfield import Dynamics, settle
-from hopmem.model.kernel import Features, blocks, unit
+from hopmem.model.kernel import Features
+from hopmem.model.rows import blocks, unit
 from hopmem.model.sieve import states_at_once
 
 STARTS = 4  # for each memory: the centre, and the rest on the sphere

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hopmem.divided import Division, everywhere
-from hopmem.model.kernel import FeatureMap, Patterns, unit
+from hopmem.model.kernel import FeatureMap
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.separation import Halt, Keep, LossProgress, State, largest, log_total, never, nowhere, separation
 from hopmem.model.whitening import RIDGES, require_room, whiten
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hopmem.divided import Division, everywhere
-from hopmem.model.kernel import Patterns, unit
+from hopmem.model.rows import Patterns, unit
 from hopmem.pages import require
 
 RIDGES = (0.0, 1e-8, 1e-6, 1e-4, 1e-3, 1e-2, 1e-1)  # ρ, in units of the largest eigenvalue of C

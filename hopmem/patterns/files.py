@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hopmem.errors import HopmemError, InvalidDataError, MissingInputError, UnreadableError, UsageError
-from hopmem.model.kernel import LARGEST, small_blocks
+from hopmem.model.rows import LARGEST, small_blocks
 from hopmem.pages import require_names
 from hopmem.patterns.arrays import load_array
 from hopmem.patterns.images import find_images, load_images

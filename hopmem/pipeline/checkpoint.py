@@ -17,7 +17,7 @@ from torch import Tensor
 from hopmem.bank import MemoryBank, file
 from hopmem.divided import Division, everywhere
 from hopmem.errors import HopmemError, MissingInputError, UsageError
-from hopmem.model.kernel import small_blocks
+from hopmem.model.rows import small_blocks
 from hopmem.model.separation import Keep, State
 from hopmem.verbs.optimize import Task
 

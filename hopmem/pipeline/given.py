@@ -9,7 +9,7 @@ from torch import Tensor
 from hopmem.bank import MemoryBank
 from hopmem.divided import Division, everywhere
 from hopmem.errors import UsageError
-from hopmem.model.kernel import small_blocks
+from hopmem.model.rows import small_blocks
 from hopmem.patterns import Form, Layout, Loaded, Target, kind_of
 from hopmem.pipeline.asked import query_scale
 

@@ -15,7 +15,7 @@ from hopmem.atomic import replacing
 from hopmem.bank import MemoryBank, file
 from hopmem.errors import BankError, UnreadableError, UsageError
 from hopmem.lock import writing
-from hopmem.model.kernel import blocks, small_blocks
+from hopmem.model.rows import blocks, small_blocks
 from hopmem.patterns import Loaded, Target
 from hopmem.pipeline.company import identity
 from hopmem.verbs import Answer, states

@@ -19,7 +19,7 @@ from hopmem.bank.tensors import checksum
 from hopmem.devices import memory_errors, resolve
 from hopmem.errors import InvalidDataError, UsageError
 from hopmem.lock import writing
-from hopmem.model.kernel import small_blocks
+from hopmem.model.rows import small_blocks
 from hopmem.model.separation import nearest_delta
 from hopmem.pages import require_names, room
 from hopmem.patterns import Loaded, Reading, load, spoken

@@ -14,8 +14,9 @@ from hopmem.model.denoise.candidates import recalled, remembered
 from hopmem.model.denoise.learning import Contender, Denoised, learn_denoise
 from hopmem.model.denoise.refine import Refinement, Refining
 from hopmem.model.denoise.validation import Source
-from hopmem.model.kernel import Features, Patterns
+from hopmem.model.kernel import Features
 from hopmem.model.noise import canvas_of, parse_noise
+from hopmem.model.rows import Patterns
 from hopmem.model.separation import Halt, Keep, State
 from hopmem.verbs.mapped import mapped, measured, summary
 from hopmem.verbs.work import Watch, loss_stage, stage

@@ -11,7 +11,8 @@ import torch
 from hopmem.bank import SAME, Learning, MemoryBank, tune
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.errors import InvalidDataError, UsageError
-from hopmem.model.kernel import FeatureMap, Patterns
+from hopmem.model.kernel import FeatureMap
+from hopmem.model.rows import Patterns
 from hopmem.model.separation import Halt, Keep, Separation, State, never, nowhere
 from hopmem.model.spherical import learn_spherical
 from hopmem.model.uhop import BATCH, Learned, Training, learn_average

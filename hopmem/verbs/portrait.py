@@ -9,7 +9,8 @@ from torch import Tensor
 from hopmem.bank import MemoryBank
 from hopmem.devices import DEFAULT_BUDGET, resolve
 from hopmem.model.hopfield import Dynamics, settle
-from hopmem.model.kernel import Features, blocks
+from hopmem.model.kernel import Features
+from hopmem.model.rows import blocks
 from hopmem.model.spectrum import singular_values
 from hopmem.verbs.work import Watch, pair_block, stage
 

@@ -11,8 +11,9 @@ from hopmem.bank import MemoryBank
 from hopmem.model.gram import Progress
 from hopmem.model.hopfield import Dynamics, Retrieval, complete
 from hopmem.model.hopfield import retrieve as settle
-from hopmem.model.kernel import Features, Patterns
+from hopmem.model.kernel import Features
 from hopmem.model.meeting import Shard
+from hopmem.model.rows import Patterns
 
 
 class Holder(Protocol):

@@ -11,8 +11,9 @@ from hopmem.bank import MemoryBank
 from hopmem.devices import resolve
 from hopmem.errors import UsageError
 from hopmem.model.hopfield import Dynamics
-from hopmem.model.kernel import Features, blocks, small_blocks
+from hopmem.model.kernel import Features
 from hopmem.model.noise import Noise, canvas_of, parse_noise
+from hopmem.model.rows import blocks, small_blocks
 from hopmem.model.separation import nearest_delta
 from hopmem.model.stored import STARTS, stored
 from hopmem.results import StoredReport

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from hopmem.bank import VALIDATED, MemoryBank
 from hopmem.model.baselines import BASELINES, Found, recall
-from hopmem.model.kernel import Features, blocks
+from hopmem.model.kernel import Features
 from hopmem.model.noise import Canvas, Noise
+from hopmem.model.rows import blocks
 from hopmem.model.temperature import best_beta
 from hopmem.model.uhop import Training, learn_average
 from hopmem.pages import require

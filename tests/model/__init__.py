@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import unit
+from hopmem.model.rows import unit
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

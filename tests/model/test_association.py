@@ -14,8 +14,9 @@ from hopmem.model.entmax import conjugate, entmax, stretch
 from hopmem.model.exponents import Exponents, about, root
 from hopmem.model.held import held, rescored
 from hopmem.model.hopfield import Dynamics, retrieve
-from hopmem.model.kernel import Features, Patterns, unit
+from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores, fused, peaks
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.weighing import Association, Weighing
 from tests.model import randn
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from hopmem.model.baselines import BASELINES, recall, scored, squared_error
-from hopmem.model.kernel import FeatureMap, Features, Patterns
+from hopmem.model.kernel import FeatureMap, Features
+from hopmem.model.rows import Patterns
 from hopmem.model.temperature import COARSE, best_beta, lowest
 from tests import reference
 from tests.model import randn

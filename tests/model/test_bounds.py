@@ -16,7 +16,7 @@ from hopmem.model.bounds import (
     sharp_error,
     spherical_code_bounds,
 )
-from hopmem.model.kernel import unit
+from hopmem.model.rows import unit
 from hopmem.model.separation import separation
 from tests import reference
 from tests.model import randn, units

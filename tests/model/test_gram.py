@@ -6,8 +6,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from hopmem.model.gram import gram_blocks, shared_blocks
-from hopmem.model.kernel import Features, Patterns, unit
+from hopmem.model.kernel import Features
 from hopmem.model.meeting import Shard
+from hopmem.model.rows import Patterns, unit
 from tests.model.test_meeting import together
 
 SHAPES = [(1, 1), (2, 1), (3, 5), (17, 3), (130, 784), (300, 33), (600, 100), (9, 70_000)]

@@ -13,7 +13,8 @@ from torch.testing import assert_close
 from hopmem.model.bounds import exact_fraction
 from hopmem.model.entmax import conjugate, entmax
 from hopmem.model.hopfield import Dynamics, Retrieval, complete, energy, retrieve
-from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
+from hopmem.model.kernel import FeatureMap, Features
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.scan import combine, scores
 from hopmem.model.separation import separation
 from tests import reference

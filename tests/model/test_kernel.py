@@ -8,7 +8,8 @@ import torch
 from torch.testing import assert_close
 
 from hopmem.model.denoise.fisher import Frame, feature_map, lift_of
-from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks, unit
+from hopmem.model.kernel import FeatureMap, Features
+from hopmem.model.rows import Patterns, blocks, unit
 from tests import reference
 from tests.model import randn
 

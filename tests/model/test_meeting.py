@@ -11,8 +11,9 @@ from torch import Tensor
 
 from hopmem.model.broad import broad
 from hopmem.model.hopfield import Dynamics, Retrieval, complete, retrieve
-from hopmem.model.kernel import FeatureMap, Features, Patterns
+from hopmem.model.kernel import FeatureMap, Features
 from hopmem.model.meeting import Shard
+from hopmem.model.rows import Patterns
 
 ResultT = TypeVar("ResultT")
 B, d = 40, 12

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from hopmem.model.kernel import Patterns
 from hopmem.model.noise import KINDS, Canvas, canvas_of, parse_noise
+from hopmem.model.rows import Patterns
 from tests.model import randn
 from tests.refusal import raises_refusal
 

@@ -9,9 +9,10 @@ from hopmem.model import association, broad, picks
 from hopmem.model.entmax import entmax
 from hopmem.model.exponents import root
 from hopmem.model.hopfield import Dynamics, retrieve
-from hopmem.model.kernel import Features, Patterns, unit
+from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores
 from hopmem.model.picks import Picks
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.threshold import reach_of_support, stretch
 from hopmem.model.weighing import Weighing
 from tests.model import randn

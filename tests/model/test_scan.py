@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hopmem.model.kernel import FeatureMap, Features, Patterns
+from hopmem.model.kernel import FeatureMap, Features
+from hopmem.model.rows import Patterns
 from hopmem.model.scan import combine, known_scores, memory_rows, query_blocks, scores, top_scores
 from tests import reference
 from tests.model import randn

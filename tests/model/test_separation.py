@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
+from hopmem.model.kernel import FeatureMap, Features
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.separation import average_loss, separation
 from tests import reference
 from tests.model import randn, units

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hopmem.model import sieve as module
 from hopmem.model.entmax import entmax
-from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
+from hopmem.model.kernel import FeatureMap, Features
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.sieve import Sieve, coarse_type, maxima, reach, rounding, states_at_once, suited_type
 from tests.model import randn
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from hopmem.model import descent
-from hopmem.model.kernel import Features, Patterns, unit
+from hopmem.model.kernel import Features
 from hopmem.model.pairs import Listed, Pairs, all_of, sample, smooth_maximum, without
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.separation import separation
 from hopmem.model.spherical import carried, learn_spherical
 from hopmem.model.uhop import Learned, Training, learn_average

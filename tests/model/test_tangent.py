@@ -6,8 +6,9 @@ from torch import Tensor
 
 from hopmem.model import tangent
 from hopmem.model.entmax import conjugate, entmax
-from hopmem.model.kernel import Features, Patterns, unit
+from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.tangent import approach, begin, corrected, crowded, powers
 from hopmem.model.weighing import Association, Weighing
 from tests.model import randn

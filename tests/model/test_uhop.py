@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
+from hopmem.model.kernel import FeatureMap, Features
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.separation import average_loss, separation
 from hopmem.model.uhop import Training, drawn, even_rows, learn_average
 from hopmem.model.whitening import RIDGES

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hopmem.model.kernel import Patterns
+from hopmem.model.rows import Patterns
 from hopmem.model.whitening import whiten
 from tests.model import randn
 

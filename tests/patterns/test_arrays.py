@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from hopmem.errors import HopmemError
-from hopmem.model.kernel import LARGEST
+from hopmem.model.rows import LARGEST
 from hopmem.patterns import Form, Reading, load
 from tests.patterns import save
 from tests.refusal import raises_refusal

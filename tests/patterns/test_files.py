@@ -166,7 +166,7 @@ def test_nan_is_unknown_in_a_query_and_an_infinity_never_is(tmp_path):
 
 
 def test_rows_are_checked_in_blocks_without_a_seam(tmp_path, monkeypatch):
-    monkeypatch.setattr("hopmem.model.kernel.AT_ONCE", 6)
+    monkeypatch.setattr("hopmem.model.rows.AT_ONCE", 6)
     rows = np.random.default_rng(0).normal(size=(11, 2))
     rows[[1, 4, 10], [0, 1, 0]] = np.nan
     path = npy(tmp_path / "a.npy", rows)

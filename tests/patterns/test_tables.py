@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hopmem.model.kernel import LARGEST
+from hopmem.model.rows import LARGEST
 from hopmem.patterns import Form, Loaded, Reading, load
 from tests.patterns import save
 from tests.refusal import raises_refusal

@@ -13,8 +13,9 @@ from hopmem.divided import Division, Nobody
 from hopmem.model.denoise.candidates import measure
 from hopmem.model.denoise.search import begin
 from hopmem.model.denoise.validation import Source
-from hopmem.model.kernel import FeatureMap, Patterns, unit
+from hopmem.model.kernel import FeatureMap
 from hopmem.model.noise import canvas_of, parse_noise
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.separation import average_loss, separation
 from hopmem.model.uhop import Training, _Batch, learn_average
 from hopmem.model.whitening import whiten

@@ -12,7 +12,8 @@ import hopmem
 from hopmem.bank import MemoryBank
 from hopmem.model import bounds
 from hopmem.model.hopfield import Dynamics, settle
-from hopmem.model.kernel import Features, Patterns, unit
+from hopmem.model.kernel import Features
+from hopmem.model.rows import Patterns, unit
 from hopmem.model.spectrum import effective_rank, singular_values
 from hopmem.model.stored import stored
 from tests import reference

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import unit
+from hopmem.model.rows import unit
 
 SECTIONS = 64  # random sections of the roots that are tried for the one with the most roots
 PLACES = 256  # random places among which an empty one is looked for

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import blocks
+from hopmem.model.rows import blocks
 
 NOTHING = 30.0  # a pair this many τ below the largest weighs e^−30
 SHARE = 0.2  # lists are made where K neighbours of D entries, K (1 + D/2), are at most this share of all points

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import unit
+from hopmem.model.rows import unit
 
 LABELS = (2.0, 3.0, 3.0, 3.0, 4.0, 5.0, 6.0, 7.0)  # m of neighbours in the diagram, whose mirrors meet at π/m
 LARGEST_ORDER = 7  # of a rotation

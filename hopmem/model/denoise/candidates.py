@@ -22,7 +22,7 @@ from hopmem.model.denoise.fisher import (
 from hopmem.model.denoise.search import FIT, Search, draws
 from hopmem.model.denoise.validation import BETA_QUERIES, Source, Verdict, least_error, verdict
 from hopmem.model.gram import Progress
-from hopmem.model.kernel import Patterns, blocks, small_blocks
+from hopmem.model.rows import Patterns, blocks, small_blocks
 from hopmem.model.separation import State
 
 COVARIANCES = (

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from hopmem.model.kernel import FeatureMap, Patterns
+from hopmem.model.kernel import FeatureMap
+from hopmem.model.rows import Patterns
 
 WIDE = 4096  # entries of a pattern up to which d×d matrices are formed; beyond, the work is done in a span of that size
 MOST_DIRECTIONS = 512  # discriminants that are computed

@@ -19,7 +19,8 @@ from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
 from hopmem.model.denoise.search import Search, begin, glanced, judged, require_room, surprise
 from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, verdict
 from hopmem.model.gram import Progress
-from hopmem.model.kernel import FeatureMap, Patterns
+from hopmem.model.kernel import FeatureMap
+from hopmem.model.rows import Patterns
 from hopmem.model.separation import Halt, Keep, LossProgress, State, never, nowhere
 
 BEYOND_CHANCE = 2.0  # standard errors, and with few memories more: an error of few values is itself uncertain

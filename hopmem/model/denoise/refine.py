@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
 
 from hopmem.model.denoise.validation import Source
-from hopmem.model.kernel import FeatureMap, unit
+from hopmem.model.kernel import FeatureMap
+from hopmem.model.rows import unit
 from hopmem.model.scan import NEGLIGIBLE
 from hopmem.model.separation import Halt, Keep, LossProgress, State, largest, never, nowhere
 

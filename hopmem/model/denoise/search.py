@@ -10,7 +10,8 @@ from torch.nn.functional import cross_entropy
 from hopmem.divided import Division, everywhere
 from hopmem.model.denoise.fisher import WIDE
 from hopmem.model.denoise.validation import BETA_QUERIES, Score, Source, Trial, judge, least_error
-from hopmem.model.kernel import FeatureMap, Features, Patterns, blocks, unit
+from hopmem.model.kernel import FeatureMap, Features
+from hopmem.model.rows import Patterns, blocks, unit
 from hopmem.model.scan import scores
 from hopmem.pages import require
 

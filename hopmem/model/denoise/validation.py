@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from hopmem.model.hopfield import Dynamics, Retrieval, complete, retrieve
-from hopmem.model.kernel import FeatureMap, Features, Patterns, small_blocks
+from hopmem.model.kernel import FeatureMap, Features
 from hopmem.model.noise import Canvas, Noise, parse_noise
+from hopmem.model.rows import Patterns, small_blocks
 from hopmem.model.scan import NEGLIGIBLE as NEGLIGIBLE_WEIGHT
 
 BETA_QUERIES = 128  # queries on which β is chosen

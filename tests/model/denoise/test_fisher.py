@@ -20,7 +20,7 @@ from hopmem.model.denoise.fisher import (
     lift_of,
     whitening,
 )
-from hopmem.model.kernel import Patterns, unit
+from hopmem.model.rows import Patterns, unit
 from tests.model import randn
 
 d = 12

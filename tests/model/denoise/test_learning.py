@@ -16,8 +16,9 @@ from hopmem.model.denoise.learning import FRESH, Denoised, learn_denoise, raw_ma
 from hopmem.model.denoise.refine import Refinement, Refining
 from hopmem.model.denoise.validation import Source
 from hopmem.model.hopfield import Dynamics, retrieve
-from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
+from hopmem.model.kernel import FeatureMap, Features
 from hopmem.model.noise import Canvas, Noise, canvas_of, parse_noise
+from hopmem.model.rows import Patterns, unit
 from tests.model import randn
 
 HOW = Refining(steps=40, learning_rate=1e-2, batch_size=64)

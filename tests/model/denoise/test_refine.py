@@ -12,8 +12,8 @@ from torch.testing import assert_close
 from hopmem.model.denoise import refine as refining
 from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
 from hopmem.model.denoise.validation import Source
-from hopmem.model.kernel import Patterns, Rows, unit
 from hopmem.model.noise import canvas_of, parse_noise
+from hopmem.model.rows import Patterns, Rows, unit
 from tests import reference
 from tests.model import randn
 

@@ -15,8 +15,9 @@ from hopmem.model.denoise.refine import Refinement, Refining, Start, refine
 from hopmem.model.denoise.search import Search, begin
 from hopmem.model.denoise.validation import Score, Source, gaps, judge, least_error, verdict
 from hopmem.model.hopfield import Dynamics, complete, retrieve
-from hopmem.model.kernel import FeatureMap, Features, Patterns, unit
+from hopmem.model.kernel import FeatureMap, Features
 from hopmem.model.noise import canvas_of, parse_noise
+from hopmem.model.rows import Patterns, unit
 from tests import reference
 from tests.model import randn
 
