@@ -51,13 +51,13 @@ def broad(
     if how.alpha == 1:
         yield left, streamed(Y, memory, how, first, width)
         return
-    parts = list(query_blocks(b, M, how.budget))
-    if len(parts) <= (1 if how.at_once else MOST_READINGS) and how.budget >= HELD_BYTES * M:
-        for part in parts:
-            yield left[part], dense(Y[part], memory, how)
-        return
     if suits(how, memory):
         left = yield from corrected(Y, memory, how, first, width, peak)
+    parts = list(query_blocks(len(left), M, how.budget))
+    if len(parts) <= (1 if how.at_once else MOST_READINGS) and how.budget >= HELD_BYTES * M:
+        for part in parts:
+            yield left[part], dense(Y[left[part]], memory, how)
+        return
     fit = how.budget // (KEPT_BYTES * M)
     keep = not how.sharp and fit >= (b if how.at_once else FEWEST_KEPT)
     for part in blocks(len(left), fit if keep else b):

@@ -37,6 +37,7 @@ NEAR, LEADS = (
 )  # |F − 1| of most such steps, and from which a step of the coarse type most likely leads there
 STEPS, PASSES = 6, 4  # at most, in the coarse type and in float32
 SAMPLE, ABOUT = 4096, 1e-2  # memories that tell where to begin, and how well they do
+LEAST, BYTES_OF_ROW, BYTES_OF_SCORE = 64, 8, 20  # of a sample, for each entry of a row and for each score
 FEW, CROWD = 256, 1 / 24  # memories that tell whether it is worth it: where such a share of them has a weight
 STEEPEST = 8.0  # k beyond which powers of x lose digits
 FLATTEST = 1e-6  # β below which scores do
@@ -268,14 +269,14 @@ def begin(
         Y: states [b, D].
         memory: unit features of M memories.
         how: α and β.
-        count: memories to ask, evenly spread.
+        count: memories to ask at most, evenly spread.
         peak: about the largest score [b]; None takes that of the sample.
 
     Returns:
         τ [b], and the share of the memories that lie above it [b].
     """
-    M = len(memory)
-    rows = torch.linspace(0, M - 1, min(M, count), dtype=torch.float64, device=Y.device).long()
+    M, fitting = len(memory), how.budget // (BYTES_OF_ROW * memory.dimension + BYTES_OF_SCORE * len(Y))
+    rows = torch.linspace(0, M - 1, min(M, count, max(LEAST, fitting)), dtype=torch.float64, device=Y.device).long()
     S = Y.float() @ memory[rows].T
     peak = S.amax(1) if peak is None else torch.maximum(peak, S.amax(1))
     s, each = (S - peak[:, None]).mul_(how.beta), M / len(rows)

@@ -153,15 +153,20 @@ def test_a_weight_that_is_a_high_root_of_its_base_is_exact(alpha, beta, budget):
         (1.5, 300.0, "held", 1 << 28),
         (1.0, 1.0, "streamed", 1 << 28),
         (1.2, 0.5, "dense", 1 << 28),
-        (1.2, 0.5, "corrected", 1 << 16),
         (1.6, 0.1, "summed", 1 << 16),
     ],
 )
-def test_what_is_seen_decides_the_way(monkeypatch, ways, alpha, beta, way, budget):
-    monkeypatch.setattr(tangent, "coarse_type", lambda device: torch.bfloat16)
-    monkeypatch.setattr(tangent, "SAMPLE", 100)
+def test_what_is_seen_decides_the_way(ways, alpha, beta, way, budget):
     ask(apart(), queries(apart()), alpha, beta, budget=budget)
     assert ways == {way}
+
+
+@pytest.mark.parametrize("budget", [1 << 16, 1 << 28])
+def test_a_threshold_is_corrected_in_large_banks_where_bfloat16_is_quick(monkeypatch, ways, budget):
+    monkeypatch.setattr(tangent, "coarse_type", lambda device: torch.bfloat16)
+    monkeypatch.setattr(tangent, "SAMPLE", 100)
+    ask(apart(), queries(apart()), 1.2, 0.5, budget=budget)
+    assert ways == {"corrected"}
 
 
 def test_states_of_one_block_may_go_different_ways(ways):
