@@ -39,6 +39,9 @@ def save_file(
         path: the file.
         describe: what the header says beside them, given the checksum of each.
         as_they_come: keep their order, and begin the first at a page; else they are ordered as by the format's library.
+
+    Raises:
+        ValueError: what the header says is longer or shorter without the checksums.
     """
     order = list(TYPES)
     laid_out = list(tensors.items())
@@ -46,10 +49,14 @@ def save_file(
         laid_out.sort(key=lambda item: (order.index(item[1].dtype), item[0]))
     aligned = PAGE if as_they_come else ALIGNED
     with path.open("wb") as file:
-        file.write(_header(laid_out, describe(dict.fromkeys(tensors, UNKNOWN)), aligned))
+        before = _header(laid_out, describe(dict.fromkeys(tensors, UNKNOWN)), aligned)
+        file.write(before)
         checksums = {name: _written(tensor, file) for name, tensor in laid_out}
+        header = _header(laid_out, describe(checksums), aligned)
+        if len(header) != len(before):
+            raise ValueError(f"a header as long without checksums, {len(before)} bytes, found {len(header)}")
         file.seek(0)
-        file.write(_header(laid_out, describe(checksums), aligned))
+        file.write(header)
 
 
 def _header(laid_out: Sequence[tuple[str, Tensor]], metadata: Mapping[str, str], aligned: int) -> bytes:

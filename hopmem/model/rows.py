@@ -1,6 +1,5 @@
 """Rows of patterns as numbers, read block by block from where they are stored."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -41,18 +40,6 @@ def unit(U: Tensor) -> Tensor:
     U = U / torch.where(largest > 0, largest, 1)
     length: Tensor = U.norm(dim=-1, keepdim=True)
     return U / length.clamp_min(torch.finfo(U.dtype).tiny)
-
-
-def integer_range(kind: torch.dtype) -> tuple[int, int]:
-    """The smallest and the largest number of a type of integers, or of truth values.
-
-    Returns:
-        Both.
-    """
-    if kind == torch.bool:
-        return 0, 1
-    limits = torch.iinfo(kind)
-    return limits.min, limits.max
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:
@@ -165,16 +152,12 @@ class Patterns:
 
     @cached_property
     def longest(self) -> float:
-        """The largest length, or a bound of it."""
-        if not self.stored.is_floating_point():
-            return self.scale * math.sqrt(self.dimension) * max(map(abs, integer_range(self.stored.dtype)))
+        """The largest length."""
         return self._ends[0]
 
     @cached_property
     def spread(self) -> float:
-        """The largest length over the smallest that is not zero, or a bound of it; 1 where all are zero."""
-        if not self.stored.is_floating_point():
-            return math.sqrt(self.dimension) * max(map(abs, integer_range(self.stored.dtype)))
+        """The largest length over the smallest that is not zero; 1 where all are zero."""
         longest, shortest = self._ends
         return longest / shortest if longest > 0 else 1.0
 

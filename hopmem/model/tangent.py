@@ -7,12 +7,13 @@ k(k−1) Σ x^{k−2}, which tell the root τ + δ to the third order of δ, and
     Σ p r ≈ Σ xᵏ r − δ k Σ x^{k−1} r
 
 what the rows r mix to there, to the second: no more than `LOST` of the weights is then at the wrong place. So near
-comes who asks scores in bfloat16, a tenth of the work: what rounds off one of them is random, and τ is a matter of
-many. A state that does not come so near makes the pass again from where it came. For α > 1.5 the second derivative has
-no bound near the end of the support, and other ways are taken.
+comes who asks scores in bfloat16, a tenth of the work: what rounds off one is random unless all are alike, and τ is a
+matter of many. A state that does not come so near makes the pass again from where it came. For α > 1.5 the second
+derivative has no bound near the end of the support, and other ways are taken.
 
-Since x^{k−1} is multiplied by δ, bfloat16 mixes it. The dual Ψ* = min_τ τ/(α−1) + Σ x^{k+1}/α + 1/(α(α−1)) is flat at
-the root. Memories so near to τ that δ, or rounding, may put them on the other side are told one by one.
+Since x^{k−1} is multiplied by δ, bfloat16 mixes it, with rows less the mean of their block: the product is rounded to
+bfloat16, too, and blocks may cancel. The dual Ψ* = min_τ τ/(α−1) + Σ x^{k+1}/α + 1/(α(α−1)) is flat at the root.
+Memories so near to τ that δ, or rounding, may put them on the other side are told one by one.
 """
 
 import math
@@ -30,19 +31,18 @@ from hopmem.model.sieve import Sieve, coarse_type, group_size, maxima
 from hopmem.model.threshold import log_peak, partial_sums, stretch
 from hopmem.model.weighing import BLUR, ROUNDED, Association, Weighing
 
-LOST = 1e-6  # the share of the weights that the second order of a step may be,
-NEAR, LEADS = (
-    1.5e-3,
-    0.1,
-)  # |F − 1| of most such steps, and from which a step of the coarse type most likely leads there
+LOST = 1e-6  # the share of the weights that the second order of a step may be; less where rows differ in length,
+SPREAD = 100.0  # by no more than so much: a lost weight of a loud row weighs more
+NEAR = 1.5e-3  # |F − 1| of most such steps,
+LEADS = 0.1  # and from which a step of the coarse type most likely leads there
 STEPS, PASSES = 6, 4  # at most, in the coarse type and in float32
 SAMPLE, ABOUT = 4096, 1e-2  # memories that tell where to begin, and how well they do
-LEAST, BYTES_OF_ROW, BYTES_OF_SCORE = 64, 8, 20  # of a sample, for each entry of a row and for each score
+LEAST, BYTES_OF_ROW, BYTES_OF_SCORE = 64, 16, 20  # of a sample, for each entry of a row and for each score
 FEW, CROWD = 256, 1 / 24  # memories that tell whether it is worth it: where such a share of them has a weight
 STEEPEST = 8.0  # k beyond which powers of x lose digits
 FLATTEST = 1e-6  # β below which scores do
 OF_STATES = ("tau", "total", "slope", "curve", "power", "mixed", "rate", "support", "window")
-MOST_BESIDE = 1 << 20  # memories that are told one by one: more are ties, which no precision tells apart
+MOST_BESIDE, BYTES_OF_BESIDE = 1 << 20, 60  # memories that are told one by one, and what each takes with copies
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,20 @@ class Tangent:
         at_tau = self.k * self.tau.double() + self.power / alpha + self.k / alpha
         return at_tau - self.k * (self.total - 1).square() / (2 * self.slope)
 
-    def near(self, slack: Tensor) -> Tensor:
+    def near(self, slack: Tensor, lost: float) -> Tensor:
         """Whether a step is as good as the root, and does not leave the window.
 
         Args:
             slack: what rounding may have moved a score by [b].
+            lost: the share of the weights that the step may lose.
 
         Returns:
             bool [b].
         """
-        return (self.curve * self.step.square() <= 2 * LOST) & (self.step.abs() + slack <= self.window)
+        state, step = self.beside[0], self.step
+        let_in = torch.where(self.gap > 0, 0.0, (self.gap - step[state]).clamp_min(0) ** self.k)
+        second = (self.curve * step.square() / 2).index_add(0, state, let_in)
+        return (second <= lost) & (self.step.abs() + slack <= self.window)
 
     def of(self, states: Tensor) -> "Tangent":
         """The sums of some of the states.
@@ -131,7 +135,8 @@ def suits(how: Weighing, memory: Features) -> bool:
     """
     k = 1 / (how.alpha - 1)
     quick = len(memory) > SAMPLE and coarse_type(memory.device) == torch.bfloat16
-    return quick and 2 <= k <= STEEPEST and how.beta >= FLATTEST and not how.sharp and not how.at_once
+    alike = how.spread <= SPREAD and not how.sharp
+    return quick and alike and 2 <= k <= STEEPEST and how.beta >= FLATTEST and not how.at_once
 
 
 def crowded(Y: Tensor, memory: Features, how: Weighing) -> bool:
@@ -165,7 +170,8 @@ def corrected(
         Some of the states and their association.
 
     Returns:
-        The states that are left: float32 tells too little of them, or too many are tied at the threshold.
+        The states that are left: float32 tells too little of them, or memories beside the threshold are too many, as
+        ties there are.
     """
     k, scale, coarse = 1 / (how.alpha - 1), (how.alpha - 1) * how.beta, coarse_type(Y.device)
     scores = Scores.within((scale * Y).float().T, memory, width, how.budget)
@@ -175,10 +181,12 @@ def corrected(
     for _ in range(PASSES):
         window = 2 * NEAR * spread[left] + slack[left]
         some = scores.of(left)
-        found = tangent(some, tau[left], window, k, first, width, coarse)
+        found = tangent(some, tau[left], window, k, first, width, coarse, how.budget)
+        if bool(found.window.isinf().any()):
+            break
         reach = k * (found.top.amax(0) - found.tau)
         clear = how.beta * ROUNDED * Y[left].norm(dim=1) <= BLUR * reach
-        near = found.near(slack[left]) & clear
+        near = found.near(slack[left], LOST / how.spread) & clear
         if bool(near.any()):
             states = near.nonzero()[:, 0]
             yield left[states], _associated(found.of(states), Y[left[states]], some.of(states), how, first)
@@ -322,7 +330,14 @@ def approach(scores: Scores, tau: Tensor, k: float) -> tuple[Tensor, Tensor]:
 
 
 def tangent(
-    scores: Scores, tau: Tensor, window: Tensor, k: float, rows_of: RowBlocks, width: int, coarse: torch.dtype
+    scores: Scores,
+    tau: Tensor,
+    window: Tensor,
+    k: float,
+    rows_of: RowBlocks,
+    width: int,
+    coarse: torch.dtype,
+    budget: int,
 ) -> Tangent:
     """Sum up and mix at τ, in one pass.
 
@@ -330,26 +345,28 @@ def tangent(
         scores: ζ of b states and M memories.
         tau: τ [b].
         window: how far from τ memories are told one by one [b].
-        k: 1/(α−1), from 1 to `STEEPEST`.
+        k: 1/(α−1), from 2 to `STEEPEST`.
         rows_of: M rows to mix.
         width: entries of a row.
         coarse: the type that mixes the derivative.
+        budget: bytes of working memory.
 
     Returns:
-        The sums.
+        The sums; with a window of −∞ where more memories lie beside τ than fit.
     """
     M, b, device = len(scores.memory), len(tau), tau.device
     group = group_size(M)
     top = torch.empty(-(-M // group), b, device=device)
     total, slope, curve, power, positive = (torch.zeros(b, dtype=torch.float64, device=device) for _ in range(5))
     mixed, rate = torch.zeros(b, width, device=device), torch.zeros(b, width, device=device)
-    found, count, asked = list[tuple[Tensor, Tensor, Tensor]](), 0, window
+    found, left = list[tuple[Tensor, Tensor, Tensor]](), min(MOST_BESIDE, budget // BYTES_OF_BESIDE)
     for rows, S in scores:
         maxima(S, group, top[rows.start // group : -(-rows.stop // group)])
-        some = _beside(S.sub_(tau), group, asked)
-        found.append((some[0], some[1] + rows.start, some[2]))
-        count += len(some[0])
-        asked = asked if count <= MOST_BESIDE else torch.full_like(asked, -math.inf)
+        state, row, gap, looked = _beside(S.sub_(tau), group, window, left)
+        found.append((state, row + rows.start, gap))
+        left -= looked
+        if left < 0:
+            window = torch.full_like(window, -math.inf)
         x = S.clamp_min_(0)
         P, H, C = powers(x, k)
         r = rows_of[rows]
@@ -358,7 +375,8 @@ def tangent(
         slope += k * H.sum(0)
         curve += k * (k - 1) * C.sum(0)
         power += (P * x).sum(0)
-        rate.add_(H.T.to(coarse) @ r.to(coarse), alpha=k)
+        centre = r.mean(0)
+        rate.add_(H.T.to(coarse) @ (r - centre).to(coarse), alpha=k).addr_(H.sum(0), centre, alpha=k)
         mixed.addmm_(P.T, r)
     state, row, gap = (torch.cat(each) for each in zip(*found, strict=True))
     support = positive.long().index_add_(0, state, -(gap > 0).long())
@@ -367,23 +385,26 @@ def tangent(
     )
 
 
-def _beside(S: Tensor, group: int, window: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _beside(S: Tensor, group: int, window: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, int]:
     """The scores in a window around zero, which few groups have: only those are looked into.
 
     Args:
         S: scores less τ [m, b].
         group: memories in a group; the last may be smaller.
         window: how far from zero [b].
+        most: as many scores may be looked into.
 
     Returns:
-        States, memories, and their scores [e].
+        States, memories, and their scores [e]: none where they are more; and how many were to be looked into.
     """
     nearest = S.new_empty(-(-len(S) // group), S.shape[1])
     maxima(S.abs().neg_(), group, nearest)
-    which, state = (nearest >= -window).nonzero(as_tuple=True)
+    close = nearest >= -window
+    looked = group * int(close.sum())
+    which, state = (close if looked <= most else torch.zeros_like(close)).nonzero(as_tuple=True)
     row = (which[:, None] * group + torch.arange(group, device=S.device)).clamp_max_(len(S) - 1)  # [n, group]
     gap = S[row, state[:, None]]
     inside = gap.abs() <= window[state, None]
     inside[:, 1:] &= row[:, 1:] > row[:, :-1]  # the last of a short group only once
     found, place = inside.nonzero(as_tuple=True)
-    return state[found], row[found, place], gap[found, place]
+    return state[found], row[found, place], gap[found, place], looked

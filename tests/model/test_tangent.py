@@ -1,11 +1,16 @@
 """A threshold that is nearly right, and corrected, gives what float64 finds over all memories."""
 
+import math
+from collections.abc import Generator
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from hopmem.model import tangent
+from hopmem.model import broad, tangent
 from hopmem.model.entmax import conjugate, entmax
+from hopmem.model.hopfield import Dynamics, retrieve
 from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores
 from hopmem.model.rows import Patterns, unit
@@ -100,6 +105,75 @@ def test_steps_in_bfloat16_lead_near_the_root_from_anywhere(alpha, off):
     F = powers(((alpha - 1) * S - tau[:, None]).clamp_min(0), k)[0].sum(1)
     assert float((F - 1).abs().max()) <= 0.02  # bfloat16 tells no more of some thousands, some of which stand out
     assert (spread > 0).all()
+
+
+def answered(Xi: Tensor, X: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What retrieval reads out of the rows, and how many have a weight, beside what float64 finds."""
+    rows = Patterns(Xi)
+    dynamics = Dynamics(alpha, beta, 1, top=3, budget=1 << 24, spread=rows.spread, longest=rows.longest)
+    found = retrieve(X, Features(rows), rows, Xi.shape[1], dynamics)
+    P = entmax(beta * unit(X.double()) @ unit(Xi.double()).T, alpha)
+    return found.patterns.double(), found.support, P @ Xi.double(), (P > 0).sum(1)
+
+
+def passes_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many states are left after each threshold was corrected."""
+    left = list[int]()
+
+    def spy(*asked: Any) -> Generator[tuple[Tensor, Association], None, Tensor]:
+        remain = yield from corrected(*asked)
+        left.append(len(remain))
+        return remain
+
+    monkeypatch.setattr(broad, "corrected", spy)
+    return left
+
+
+@pytest.mark.parametrize(("alpha", "beta"), [(1.5, 0.1), (1.5, 0.3), (1.25, 0.5), (1.25, 1.0)])
+@pytest.mark.parametrize("noise", [0.3, 0.05])
+def test_what_classes_in_order_mix_to_is_small_beside_each_of_them(monkeypatch, alpha, beta, noise):
+    left, centre = passes_over(monkeypatch), randn(1, d, seed=5)
+    half = noise * randn(M, d) + centre
+    found, support, expected, true_support = answered(torch.cat([half, -half[:-1]]), randn(64, d, seed=6), alpha, beta)
+    assert left == [0]
+    assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
+    assert torch.equal(support, true_support)
+
+
+@pytest.mark.parametrize("loud", [30.0, 300.0])
+def test_a_loud_row_at_the_edge_of_the_support_is_weighed_as_well(monkeypatch, loud):
+    left = passes_over(monkeypatch)
+    Xi, X = randn(M, d), randn(32, d, seed=6)
+    P = entmax(unit(X.double()) @ unit(Xi.double()).T, 1.5)
+    least = torch.where(P > 0, P, 1).argmin(1).unique()  # whose weights a wrong step changes most
+    Xi[least] *= loud
+    found, support, expected, true_support = answered(Xi, X, 1.5, 1.0)
+    assert left == ([0] if loud < tangent.SPREAD / 3 else [])
+    assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
+    assert torch.equal(support, true_support)
+
+
+def test_where_more_memories_lie_beside_the_threshold_than_fit_others_answer(monkeypatch):
+    left = passes_over(monkeypatch)
+    monkeypatch.setattr(tangent, "MOST_BESIDE", 64)
+    found, support, expected, true_support = answered(randn(M, d), randn(16, d, seed=6), 1.25, 1.0)
+    assert left == [16]
+    assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
+    assert torch.equal(support, true_support)
+
+
+@pytest.mark.parametrize("below", [2e-5, 1e-4, 1e-3])
+def test_copies_that_a_step_lets_in_are_counted(monkeypatch, below):
+    """The threshold is put a little above 20,000 copies of one memory, whose weights no derivative there tells of."""
+    alpha, beta, angle = 1.5, 2.0, 0.5455 + below
+    others, copy = randn(40, d), torch.zeros(1, d)
+    others[:, 0], others[:, 1], copy[0, 1] = 6, 0, 1
+    X = math.cos(angle) * torch.eye(d)[:1] + math.sin(angle) * torch.eye(d)[1:2]
+    above = torch.tensor([(alpha - 1) * beta * math.sin(angle) + 1e-6])
+    monkeypatch.setattr(tangent, "approach", lambda scores, tau, k: (above, torch.full_like(tau, 0.03)))
+    found, support, expected, true_support = answered(torch.cat([others, copy.repeat(20000, 1)]), X, alpha, beta)
+    assert float((found - expected).norm() / expected.norm()) <= 1e-5
+    assert torch.equal(support, true_support)
 
 
 def test_where_float32_tells_too_little_nothing_is_claimed():
