@@ -32,7 +32,7 @@ from hopmem.model.threshold import log_peak, partial_sums, stretch
 from hopmem.model.weighing import BLUR, ROUNDED, Association, Weighing
 
 LOST = 1e-6  # the share of the weights that the second order of a step may be; less where rows differ in length,
-SPREAD = 100.0  # by no more than so much: a lost weight of a loud row weighs more
+SPREAD = 12.0  # by no more than so much: a lost weight of a loud row weighs more
 NEAR = 1.5e-3  # |F − 1| of most such steps,
 LEADS = 0.1  # and from which a step of the coarse type most likely leads there
 STEPS, PASSES = 6, 4  # at most, in the coarse type and in float32

@@ -13,7 +13,7 @@ SHARP = 256.0  # β beyond which memories enter in float64: β times what float3
 LOUD = 1e10  # spread of lengths from which a weight that float32 can't hold may be most of what is mixed
 BLUR = 5e-6  # of the width of the support: as much may rounding move a score there,
 ROUNDED = 2.0**-22  # which is so much of the length of a state
-STEEP = 1e4  # and the spread of lengths from which a small weight may be most of what is mixed
+STEEP = 30.0  # and the spread of lengths from which a small weight may be most of what is mixed
 
 Mix = Callable[[RowBlocks, int, Tensor], Tensor]  # (rows, their width n, which of the states [c]) ↦ p · rows [c, n]
 

@@ -205,6 +205,23 @@ def test_all_ways_weigh_and_mix_alike(alpha):
             assert torch.allclose(*mixed, atol=1e-5)
 
 
+@pytest.mark.parametrize("longer", [10.0, 100.0, 9000.0])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 30.0), (1.0, 100.0), (1.25, 1.0), (1.5, 3.0), (2.0, 1.0)])
+def test_long_values_of_the_smallest_weights_are_mixed_as_well(alpha, beta, longer):
+    """What rounding moves of a small weight, it moves as many times more of the answer."""
+    Z, direction = unit(randn(3000, 32)), unit(randn(1, 32, seed=2))
+    X = direction + 0.003 * randn(200, 32, seed=3)
+    (P,) = entmax(beta * direction.double() @ Z.double().T, alpha)
+    for share in (1e-2, 1e-3, 1e-4):
+        values = Z.clone()
+        values[(P > 0) & (P < share * P.max())] = longer * unit(randn(1, 32, seed=4))
+        rows = Patterns(values)
+        dynamics = Dynamics(alpha, beta, spread=rows.spread, longest=rows.longest)
+        found = retrieve(X, Features(Patterns(Z)), rows, 32, dynamics).patterns
+        expected = literal(Z, X, alpha, beta)[1] @ values.double()
+        assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
+
+
 def test_the_conjugate_is_that_of_all_scores():
     S, P = literal(apart(), queries(apart()), 1.0, BETA)
     for each in all_ways(1.0):
