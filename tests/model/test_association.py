@@ -214,7 +214,7 @@ def test_long_values_of_the_smallest_weights_are_mixed_as_well(alpha, beta, long
     (P,) = entmax(beta * direction.double() @ Z.double().T, alpha)
     for share in (1e-2, 1e-3, 1e-4):
         values = Z.clone()
-        values[(P > 0) & (P < share * P.max())] = longer * unit(randn(1, 32, seed=4))
+        values[(P > 0) & (share * P.max() > P)] = longer * unit(randn(1, 32, seed=4))
         rows = Patterns(values)
         dynamics = Dynamics(alpha, beta, spread=rows.spread, longest=rows.longest)
         found = retrieve(X, Features(Patterns(Z)), rows, 32, dynamics).patterns
