@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,7 +15,7 @@ from hopmem.model.rows import blocks, small_blocks
 
 ALIGNED = 8  # bytes of which the header's length is a multiple
 PAGE = 4096  # bytes at whose multiples the system maps files
-PART = 1 << 18  # bytes that are hashed and written at a time: those that were hashed are still near the processor
+PART = 1 << 20  # bytes that are hashed and written at a time
 UNKNOWN = "0" * 64  # a checksum that is not known yet
 TYPES = {
     torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.uint32: "U32",
@@ -77,15 +78,22 @@ def _header(laid_out: Sequence[tuple[str, Tensor]], metadata: Mapping[str, str],
 
 
 def _written(tensor: Tensor, file: BinaryIO) -> str:
-    """Write a tensor, and hash each part of it while it is near the processor.
+    """Write a tensor, and hash each part of it: by a second thread where there may be one, since each takes as long.
 
     Returns:
         Its checksum.
     """
     digest = hashlib.sha256()
-    for part in _bytes(tensor):
-        digest.update(part)
-        file.write(part)
+    if torch.get_num_threads() == 1:
+        for part in _bytes(tensor):
+            digest.update(part)
+            file.write(part)
+        return digest.hexdigest()
+    with ThreadPoolExecutor(1) as second:
+        for part in _bytes(tensor):
+            hashed = second.submit(digest.update, part)
+            file.write(part)
+            hashed.result()
     return digest.hexdigest()
 
 

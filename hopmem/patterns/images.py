@@ -4,9 +4,9 @@ import ctypes
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -218,8 +218,27 @@ def _decoded(
 
     if target.size[0] * target.size[1] < WORTH_A_THREAD:
         return list(map(decode, range(len(files)))), rows, masks
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    threads = torch.get_num_threads()
+    with _keeping(threads), ThreadPoolExecutor(threads) as pool:
         return list(pool.map(decode, range(len(files)))), rows, masks
+
+
+@contextmanager
+def _keeping(count: int) -> Iterator[None]:
+    """Let Pillow decode into memory that it has: to have the system clear pages anew takes as long as to decode a JPEG.
+
+    Args:
+        count: images in memory at once.
+
+    Yields:
+        Nothing.
+    """
+    before = _imaging.get_blocks_max()
+    _imaging.set_blocks_max(max(before, count))
+    try:
+        yield
+    finally:
+        _imaging.set_blocks_max(before)
 
 
 def _upright_size(file: Path, image: Image.Image) -> tuple[int, int]:
@@ -320,16 +339,18 @@ def _decode(
     """
     try:
         with _opened(file, reading.unpack_limit) as opened:
-            mode, image = opened.mode, ImageOps.exif_transpose(opened)
-            form = ImageForm(name, image.size, mode)
+            mode = opened.mode  # as in the file: some formats are opened in one and decoded in another
+            ImageOps.exif_transpose(opened, in_place=True)  # a copy would be made of what is upright, too
+            form = ImageForm(name, opened.size, mode)
             if not reading.size and form.size != target.size:
                 expected = f"{target.size[0]}x{target.size[1]} like {first} (or --size WxH)"
                 raise InvalidDataError(file, expected, f"{form.size[0]}x{form.size[1]}")
             if not target.holds(form):
                 return form, None, None
-            alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
-            image, form = _in_mode(image, target), replace(form, several=_goes_on(opened))
+            alpha = opened.convert("RGBA").getchannel("A") if opened.has_transparency_data else None
+            image = _in_mode(opened, target)
             pixels = _pixels(_resized(image, target.size), target, deep=image.mode in DEEP)
+            form = replace(form, several=_goes_on(opened))  # last: it goes on to the next picture
             if alpha is None:
                 return form, pixels, None
             if alpha.size == target.size:
