@@ -176,7 +176,7 @@ def corrected(
     k, scale, coarse = 1 / (how.alpha - 1), (how.alpha - 1) * how.beta, coarse_type(Y.device)
     scores = Scores.within((scale * Y).float().T, memory, width, how.budget)
     start, _ = begin(Y, memory, how, peak=peak)
-    tau, spread = approach(Scores(scores.T.to(coarse), memory, scores.rows), start, k)
+    tau, spread = approach(scores, start, k, coarse)
     slack, left, lost = 2 * scale * usual(Y), torch.arange(len(Y), device=Y.device), list[Tensor]()
     for _ in range(PASSES):
         window = 2 * NEAR * spread[left] + slack[left]
@@ -286,8 +286,10 @@ def begin(
     M, fitting = len(memory), how.budget // (BYTES_OF_ROW * memory.dimension + BYTES_OF_SCORE * len(Y))
     rows = torch.linspace(0, M - 1, min(M, count, max(LEAST, fitting)), dtype=torch.float64, device=Y.device).long()
     S = Y.float() @ memory[rows].T
-    peak = S.amax(1) if peak is None else torch.maximum(peak, S.amax(1))
+    largest, itself = S.max(1)
+    peak = largest if peak is None else torch.maximum(peak, largest)
     s, each = (S - peak[:, None]).mul_(how.beta), M / len(rows)
+    s.scatter_(1, itself[:, None], -math.inf)  # which may be the peak, and stands for no others then
 
     def sums(c: Tensor) -> tuple[Tensor, Tensor]:
         total, rate = partial_sums(s, c, how.alpha)
@@ -299,31 +301,56 @@ def begin(
     return (how.alpha - 1) * how.beta * peak - reach[:, 0], share
 
 
-def approach(scores: Scores, tau: Tensor, k: float) -> tuple[Tensor, Tensor]:
+def approach(scores: Scores, tau: Tensor, k: float, coarse: torch.dtype) -> tuple[Tensor, Tensor]:
     """Steps towards the root by scores in a coarse type.
+
+    What rounds off a state is made orthogonal to it, by a factor: Σ x^{k−1} z, along which it would move F, lies about
+    where the state does. The largest score, whose weight may be as much as all others together, enters exactly.
 
     Args:
         scores: ζ of b states.
         tau: where to begin [b].
         k: 1/(α−1).
+        coarse: the type.
 
     Returns:
         τ, and about how far it moves F by one [b].
     """
+    rounded, T = Scores(scores.T.to(coarse), scores.memory, scores.rows), scores.T
+    kind = coarse if float(torch.tensor(k - 2, dtype=coarse)) == k - 2 else tau.dtype  # exponents are rounded, too
+    along = (T * rounded.T).sum(0)
+    factor = torch.where(along > 0, T.square().sum(0) / along, 1)
     tau, spread, left = tau.clone(), torch.empty_like(tau), torch.arange(len(tau), device=tau.device)
-    for _ in range(STEPS):
-        start = tau[left].to(scores.T.dtype)  # subtracting it then rounds little off
-        total, slope = torch.zeros_like(tau[left]), torch.zeros_like(tau[left])
-        for _, S in scores.of(left):
+    top, strongest = torch.full_like(tau, -math.inf, dtype=coarse), torch.zeros_like(left)
+    exact = torch.empty_like(tau)
+    for step in range(STEPS):
+        start = (tau[left] / factor[left]).to(coarse)  # subtracting it then rounds little off
+        sums = torch.zeros(3, len(left), device=tau.device)
+        for rows, S in rounded.of(left):
+            if step == 0:
+                largest, place = S.max(0)
+                strongest = torch.where(largest > top, place + rows.start, strongest)
+                top = torch.maximum(top, largest)
             x = S.sub_(start).clamp_min_(0)
-            H = x if k == 2 else x.pow(k - 1)
-            P = H * x
-            total, slope = total + P.sum(0, dtype=torch.float32), slope + k * H.sum(0, dtype=torch.float32)
-        # On F^{1/k}, which is linear in τ where all x are alike; above all memories, where there is no slope, half the
-        # way back to where the largest weight is one.
-        step = torch.where(total > 0, k * (total - total ** (1 - 1 / k)) / slope, -0.5)
-        tau[left], spread[left] = start.float() + step, total / slope
-        left = left[(total - 1).abs() > LEADS]
+            each = powers(x.to(kind), k)
+            sums += torch.stack([power.sum(0, dtype=torch.float32) for power in each])
+        if step == 0:
+            exact = (scores.memory[strongest] * T.T).sum(1)
+        tau[left] = start.float() * factor[left]
+        without = powers((top[left] - start).clamp_min_(0).to(kind), k)
+        within = powers((exact[left] - tau[left]).clamp_min_(0), k)
+        F, H, C = (
+            factor[left] ** (k - lower) * (every - one.float()) + itself
+            for lower, (every, one, itself) in enumerate(zip(sums, without, within, strict=True))
+        )
+        # On F^{1/k}, which is linear in τ where all x are alike, to the third order; above all memories, where there is
+        # no slope, half the way back to where the largest weight is one.
+        slope, curve = k * H, k * (k - 1) * C
+        newton = k * (F - F ** (1 - 1 / k)) / slope
+        more = newton.square() * (curve - (1 - 1 / k) * slope.square() / F) / (2 * slope)
+        tau[left] += torch.where(F > 0, newton + more.minimum(newton.abs() / 2), -0.5)
+        spread[left] = F / slope
+        left = left[(F - 1).abs() > LEADS]
         if not len(left):
             break
     return tau, spread.nan_to_num(0.0)
@@ -359,21 +386,23 @@ def tangent(
     top = torch.empty(-(-M // group), b, device=device)
     total, slope, curve, power, positive = (torch.zeros(b, dtype=torch.float64, device=device) for _ in range(5))
     mixed, rate = torch.zeros(b, width, device=device), torch.zeros(b, width, device=device)
-    found, left = list[tuple[Tensor, Tensor, Tensor]](), min(MOST_BESIDE, budget // BYTES_OF_BESIDE)
+    found, count = list[tuple[Tensor, Tensor, Tensor]](), 0
+    most = min(MOST_BESIDE, budget // BYTES_OF_BESIDE)
     for rows, S in scores:
         maxima(S, group, top[rows.start // group : -(-rows.stop // group)])
-        state, row, gap, looked = _beside(S.sub_(tau), group, window, left)
+        state, row, gap = _beside(S.sub_(tau), group, window, most)
         found.append((state, row + rows.start, gap))
-        left -= looked
-        if left < 0:
+        count += len(state)
+        if count > most:
             window = torch.full_like(window, -math.inf)
         x = S.clamp_min_(0)
         P, H, C = powers(x, k)
         r = rows_of[rows]
-        positive += (C if k == 2 else x.sign()).sum(0)
+        below = C.sum(0)
+        positive += below if k == 2 else x.sign().sum(0)
         total += P.sum(0)
         slope += k * H.sum(0)
-        curve += k * (k - 1) * C.sum(0)
+        curve += k * (k - 1) * below
         power += (P * x).sum(0)
         centre = r.mean(0)
         rate.add_(H.T.to(coarse) @ (r - centre).to(coarse), alpha=k).addr_(H.sum(0), centre, alpha=k)
@@ -385,26 +414,30 @@ def tangent(
     )
 
 
-def _beside(S: Tensor, group: int, window: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor, int]:
+def _beside(S: Tensor, group: int, window: Tensor, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """The scores in a window around zero, which few groups have: only those are looked into.
 
     Args:
         S: scores less τ [m, b].
         group: memories in a group; the last may be smaller.
         window: how far from zero [b].
-        most: as many scores may be looked into.
+        most: scores that may be looked into at once.
 
     Returns:
-        States, memories, and their scores [e]: none where they are more; and how many were to be looked into.
+        States, memories, and their scores [e]; not all of them where they are more.
     """
     nearest = S.new_empty(-(-len(S) // group), S.shape[1])
     maxima(S.abs().neg_(), group, nearest)
-    close = nearest >= -window
-    looked = group * int(close.sum())
-    which, state = (close if looked <= most else torch.zeros_like(close)).nonzero(as_tuple=True)
-    row = (which[:, None] * group + torch.arange(group, device=S.device)).clamp_max_(len(S) - 1)  # [n, group]
-    gap = S[row, state[:, None]]
-    inside = gap.abs() <= window[state, None]
-    inside[:, 1:] &= row[:, 1:] > row[:, :-1]  # the last of a short group only once
-    found, place = inside.nonzero(as_tuple=True)
-    return state[found], row[found, place], gap[found, place], looked
+    close, found, count = (nearest >= -window).nonzero(as_tuple=True), list[tuple[Tensor, Tensor, Tensor]](), 0
+    for which, state in zip(*(torch.split(each, max(1, most // group)) for each in close), strict=True):
+        row = (which[:, None] * group + torch.arange(group, device=S.device)).clamp_max_(len(S) - 1)  # [n, group]
+        gap = S[row, state[:, None]]
+        inside = gap.abs() <= window[state, None]
+        inside[:, 1:] &= row[:, 1:] > row[:, :-1]  # the last of a short group only once
+        some, place = inside.nonzero(as_tuple=True)
+        found.append((state[some], row[some, place], gap[some, place]))
+        count += len(some)
+        if count > most:
+            break
+    state, row, gap = (torch.cat(each) for each in zip(*found, strict=True))
+    return state, row, gap

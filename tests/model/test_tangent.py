@@ -91,7 +91,7 @@ def test_what_is_corrected_is_what_float64_finds(alpha, beta):
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_states_whose_beginning_is_far_off_make_the_pass_again(monkeypatch, alpha):
     near = begin(states(), bank(), Weighing(alpha, 1.0, 3, 1 << 22))[0]
-    monkeypatch.setattr(tangent, "approach", lambda scores, tau, k: (near - 0.03, torch.full_like(near, 0.05)))
+    monkeypatch.setattr(tangent, "approach", lambda *_: (near - 0.03, torch.full_like(near, 0.05)))
     assert check(alpha, 1.0) >= 1
 
 
@@ -99,11 +99,11 @@ def test_states_whose_beginning_is_far_off_make_the_pass_again(monkeypatch, alph
 @pytest.mark.parametrize("alpha", ALPHAS)
 def test_steps_in_bfloat16_lead_near_the_root_from_anywhere(alpha, off):
     how, k = Weighing(alpha, 1.0, 3, 1 << 22), 1 / (alpha - 1)
-    scores = Scores(((alpha - 1) * states()).T.bfloat16(), bank(), 512)
-    tau, spread = approach(scores, begin(states(), bank(), how)[0] + off, k)
+    scores = Scores(((alpha - 1) * states()).float().T, bank(), 512)
+    tau, spread = approach(scores, begin(states(), bank(), how)[0] + off, k, torch.bfloat16)
     S, _ = literal(alpha, 1.0)
     F = powers(((alpha - 1) * S - tau[:, None]).clamp_min(0), k)[0].sum(1)
-    assert float((F - 1).abs().max()) <= 0.02  # bfloat16 tells no more of some thousands, some of which stand out
+    assert float((F - 1).abs().max()) <= 5e-3  # bfloat16 tells no more of some hundreds
     assert (spread > 0).all()
 
 
@@ -155,7 +155,7 @@ def test_a_loud_row_at_the_edge_of_the_support_is_weighed_as_well(monkeypatch, l
 
 def test_where_more_memories_lie_beside_the_threshold_than_fit_others_answer(monkeypatch):
     left = passes_over(monkeypatch)
-    monkeypatch.setattr(tangent, "MOST_BESIDE", 64)
+    monkeypatch.setattr(tangent, "MOST_BESIDE", 4)
     found, support, expected, true_support = answered(randn(M, d), randn(16, d, seed=6), 1.25, 1.0)
     assert left == [16]
     assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
@@ -170,7 +170,7 @@ def test_copies_that_a_step_lets_in_are_counted(monkeypatch, below):
     others[:, 0], others[:, 1], copy[0, 1] = 6, 0, 1
     X = math.cos(angle) * torch.eye(d)[:1] + math.sin(angle) * torch.eye(d)[1:2]
     above = torch.tensor([(alpha - 1) * beta * math.sin(angle) + 1e-6])
-    monkeypatch.setattr(tangent, "approach", lambda scores, tau, k: (above, torch.full_like(tau, 0.03)))
+    monkeypatch.setattr(tangent, "approach", lambda scores, tau, *_: (above, torch.full_like(tau, 0.03)))
     found, support, expected, true_support = answered(torch.cat([others, copy.repeat(20000, 1)]), X, alpha, beta)
     assert float((found - expected).norm() / expected.norm()) <= 1e-5
     assert torch.equal(support, true_support)
