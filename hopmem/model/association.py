@@ -18,7 +18,7 @@ from hopmem.model.kernel import Features
 from hopmem.model.picks import BYTES
 from hopmem.model.scan import RowBlocks
 from hopmem.model.sieve import FEW, Sieve, reach, sieve, suited_type, unseen
-from hopmem.model.tangent import crowded, suits
+from hopmem.model.tangent import suits
 from hopmem.model.weighing import Association, Beside, Weighing
 
 LEAK = 1e-8  # weight that may be lost
@@ -76,7 +76,7 @@ def _coarse(Y: Tensor, memory: Features, t: float, k: int, how: Weighing, beside
         The maxima of all groups; None where too many matter, or there is nothing.
     """
     coarse, M = None, len(memory)
-    if M and not (how.alpha > 1 and crowded(Y, memory, how)):
+    if M:
         coarse = sieve(Y, memory, t if how.alpha == 1 else None, suited_type(M, Y.device), how.budget)
     if beside is None:
         return coarse

@@ -33,12 +33,11 @@ from hopmem.model.weighing import BLUR, ROUNDED, Association, Weighing
 
 LOST = 1e-6  # the share of the weights that the second order of a step may be; less where rows differ in length,
 SPREAD = 12.0  # by no more than so much: a lost weight of a loud row weighs more
-NEAR = 1.5e-3  # |F − 1| of most such steps,
+NEAR = 1e-3  # |F − 1| of most such steps,
 LEADS = 0.1  # and from which a step of the coarse type most likely leads there
 STEPS, PASSES = 6, 4  # at most, in the coarse type and in float32
 SAMPLE, ABOUT = 4096, 1e-2  # memories that tell where to begin, and how well they do
 LEAST, BYTES_OF_ROW, BYTES_OF_SCORE = 64, 16, 20  # of a sample, for each entry of a row and for each score
-FEW, CROWD = 256, 1 / 24  # memories that tell whether it is worth it: where such a share of them has a weight
 STEEPEST = 8.0  # k beyond which powers of x lose digits
 FLATTEST = 1e-6  # β below which scores do
 OF_STATES = ("tau", "total", "slope", "curve", "power", "mixed", "rate", "support", "window")
@@ -139,20 +138,6 @@ def suits(how: Weighing, memory: Features) -> bool:
     return quick and alike and 2 <= k <= STEEPEST and how.beta >= FLATTEST and not how.at_once
 
 
-def crowded(Y: Tensor, memory: Features, how: Weighing) -> bool:
-    """Whether so many memories most likely have a weight that it is no use to look for those that do.
-
-    Args:
-        Y: states [b, D].
-        memory: unit features of M memories.
-        how: α, β, and what is asked for.
-
-    Returns:
-        False also where other ways are taken anyhow.
-    """
-    return suits(how, memory) and float(begin(Y, memory, how, FEW)[1].mean()) > CROWD
-
-
 def corrected(
     Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width: int, peak: Tensor | None
 ) -> Generator[tuple[Tensor, Association], None, Tensor]:
@@ -175,8 +160,7 @@ def corrected(
     """
     k, scale, coarse = 1 / (how.alpha - 1), (how.alpha - 1) * how.beta, coarse_type(Y.device)
     scores = Scores.within((scale * Y).float().T, memory, width, how.budget)
-    start, _ = begin(Y, memory, how, peak=peak)
-    tau, spread = approach(scores, start, k, coarse)
+    tau, spread = approach(scores, begin(Y, memory, how, peak), k, coarse)
     slack, left, lost = 2 * scale * usual(Y), torch.arange(len(Y), device=Y.device), list[Tensor]()
     for _ in range(PASSES):
         window = 2 * NEAR * spread[left] + slack[left]
@@ -268,37 +252,33 @@ def powers(x: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
     return below * x, below, least
 
 
-def begin(
-    Y: Tensor, memory: Features, how: Weighing, count: int = SAMPLE, peak: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def begin(Y: Tensor, memory: Features, how: Weighing, peak: Tensor | None = None) -> Tensor:
     """About where τ lies, by a sample of the memories and the largest score, which may weigh as much as they all do.
 
     Args:
         Y: states [b, D].
         memory: unit features of M memories.
         how: α and β.
-        count: memories to ask at most, evenly spread.
         peak: about the largest score [b]; None takes that of the sample.
 
     Returns:
-        τ [b], and the share of the memories that lie above it [b].
+        τ [b].
     """
     M, fitting = len(memory), how.budget // (BYTES_OF_ROW * memory.dimension + BYTES_OF_SCORE * len(Y))
-    rows = torch.linspace(0, M - 1, min(M, count, max(LEAST, fitting)), dtype=torch.float64, device=Y.device).long()
+    rows = torch.linspace(0, M - 1, min(M, SAMPLE, max(LEAST, fitting)), dtype=torch.float64, device=Y.device).long()
     S = Y.float() @ memory[rows].T
     largest, itself = S.max(1)
     peak = largest if peak is None else torch.maximum(peak, largest)
     s, each = (S - peak[:, None]).mul_(how.beta), M / len(rows)
-    s.scatter_(1, itself[:, None], -math.inf)  # which may be the peak, and stands for no others then
+    found = (largest >= (1 - ABOUT) * peak).nonzero()[:, 0]
+    s[found, itself[found]] = -math.inf  # the peak stands for no others
 
     def sums(c: Tensor) -> tuple[Tensor, Tensor]:
         total, rate = partial_sums(s, c, how.alpha)
         return each * total + 1, each * rate
 
     c = log_peak(sums, s.new_zeros(len(s), 1, dtype=torch.float64), M, ABOUT)
-    reach = (1 / stretch(c, how.alpha)).float()  # of ζ
-    share = ((how.alpha - 1) * s > -reach).double().mean(1)
-    return (how.alpha - 1) * how.beta * peak - reach[:, 0], share
+    return (how.alpha - 1) * how.beta * peak - (1 / stretch(c, how.alpha)).float()[:, 0]
 
 
 def approach(scores: Scores, tau: Tensor, k: float, coarse: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -317,30 +297,26 @@ def approach(scores: Scores, tau: Tensor, k: float, coarse: torch.dtype) -> tupl
         τ, and about how far it moves F by one [b].
     """
     rounded, T = Scores(scores.T.to(coarse), scores.memory, scores.rows), scores.T
-    kind = coarse if float(torch.tensor(k - 2, dtype=coarse)) == k - 2 else tau.dtype  # exponents are rounded, too
     along = (T * rounded.T).sum(0)
     factor = torch.where(along > 0, T.square().sum(0) / along, 1)
     tau, spread, left = tau.clone(), torch.empty_like(tau), torch.arange(len(tau), device=tau.device)
-    top, strongest = torch.full_like(tau, -math.inf, dtype=coarse), torch.zeros_like(left)
-    exact = torch.empty_like(tau)
+    top, strongest, exact = torch.full_like(tau, -math.inf), torch.zeros_like(left), torch.zeros_like(tau)
     for step in range(STEPS):
-        start = (tau[left] / factor[left]).to(coarse)  # subtracting it then rounds little off
+        start = tau[left] / factor[left]
         sums = torch.zeros(3, len(left), device=tau.device)
         for rows, S in rounded.of(left):
             if step == 0:
                 largest, place = S.max(0)
                 strongest = torch.where(largest > top, place + rows.start, strongest)
                 top = torch.maximum(top, largest)
-            x = S.sub_(start).clamp_min_(0)
-            each = powers(x.to(kind), k)
-            sums += torch.stack([power.sum(0, dtype=torch.float32) for power in each])
+            each = powers(S.float().sub_(start).clamp_min_(0), k)
+            sums += torch.stack([power.sum(0) for power in each])
         if step == 0:
             exact = (scores.memory[strongest] * T.T).sum(1)
-        tau[left] = start.float() * factor[left]
-        without = powers((top[left] - start).clamp_min_(0).to(kind), k)
+        without = powers((top[left] - start).clamp_min_(0), k)
         within = powers((exact[left] - tau[left]).clamp_min_(0), k)
         F, H, C = (
-            factor[left] ** (k - lower) * (every - one.float()) + itself
+            factor[left] ** (k - lower) * (every - one) + itself
             for lower, (every, one, itself) in enumerate(zip(sums, without, within, strict=True))
         )
         # On F^{1/k}, which is linear in τ where all x are alike, to the third order; above all memories, where there is
