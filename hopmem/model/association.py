@@ -77,7 +77,7 @@ def _coarse(Y: Tensor, memory: Features, t: float, k: int, how: Weighing, beside
     """
     coarse, M = None, len(memory)
     if M:
-        coarse = sieve(Y, memory, t if how.alpha == 1 else None, suited_type(M, Y.device), how.budget)
+        coarse = sieve(Y, memory, t if how.alpha == 1 else None, suited_type(memory, len(Y)), how.budget)
     if beside is None:
         return coarse
     best = beside.largest(unseen(Y, M) if coarse is None else coarse.bounds(k))

@@ -184,6 +184,13 @@ class Features:
         """Where the blocks come out."""
         return self.patterns.device
 
+    @property
+    def kind(self) -> torch.dtype:
+        """The type that rows are read in (`raw`)."""
+        if self.stored is not None:
+            return self.stored.dtype
+        return self.source.dtype if self.plain else torch.float32
+
     def __getitem__(self, rows: Rows) -> Tensor:
         """The unit features of some memories.
 

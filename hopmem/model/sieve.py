@@ -37,6 +37,7 @@ LARGEST = 32
 SAMPLE = 16  # after one in so many memories it may show that too many matter
 MATTERING = 8  # which is when one group in so many certainly does, on average
 COARSE_ROWS = 8192  # memories that are scored at a time, where they fit the budget
+FEW_STATES = 32
 FEW = 8  # memories, or groups with the k best, that any state may look into
 ARRAYS = 6  # of the size of the maxima that their α-entmax takes
 NEAR = 1e-3  # to which c is found: it moves how far the support reaches by as little
@@ -212,17 +213,19 @@ def group_size(M: int) -> int:
     return size
 
 
-def suited_type(M: int, device: torch.device) -> torch.dtype:
+def suited_type(memory: Features, states: int) -> torch.dtype:
     """In which type to score coarsely.
 
     Args:
-        M: memories.
-        device: where.
+        memory: unit features of M memories.
+        states: how many are scored.
 
     Returns:
-        float32 for few memories, whose maxima are their scores.
+        float32 for few memories, whose maxima are their scores; and for few states, if memories are that already: to
+        round them would take longer than the products with them.
     """
-    return torch.float32 if group_size(M) == 1 else coarse_type(device)
+    as_they_are = states <= FEW_STATES and memory.device.type == "cpu" and memory.kind == torch.float32
+    return torch.float32 if as_they_are or group_size(len(memory)) == 1 else coarse_type(memory.device)
 
 
 def sieve(Y: Tensor, memory: Features, reach: float | None, kind: torch.dtype, budget: int) -> Sieve | None:

@@ -27,7 +27,7 @@ from hopmem.model.best import above, best, usual
 from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores
 from hopmem.model.scan import RowBlocks
-from hopmem.model.sieve import Sieve, coarse_type, group_size, maxima
+from hopmem.model.sieve import Sieve, coarse_type, group_size, maxima, suited_type
 from hopmem.model.threshold import log_peak, partial_sums, stretch
 from hopmem.model.weighing import BLUR, ROUNDED, Association, Weighing
 
@@ -158,7 +158,7 @@ def corrected(
         The states that are left: float32 tells too little of them, or memories beside the threshold are too many, as
         ties there are.
     """
-    k, scale, coarse = 1 / (how.alpha - 1), (how.alpha - 1) * how.beta, coarse_type(Y.device)
+    k, scale, coarse = 1 / (how.alpha - 1), (how.alpha - 1) * how.beta, suited_type(memory, len(Y))
     scores = Scores.within((scale * Y).float().T, memory, width, how.budget)
     tau, spread = approach(scores, begin(Y, memory, how, peak), k, coarse)
     slack, left, lost = 2 * scale * usual(Y), torch.arange(len(Y), device=Y.device), list[Tensor]()
@@ -380,8 +380,11 @@ def tangent(
         slope += k * H.sum(0)
         curve += k * (k - 1) * below
         power += (P * x).sum(0)
-        centre = r.mean(0)
-        rate.add_(H.T.to(coarse) @ (r - centre).to(coarse), alpha=k).addr_(H.sum(0), centre, alpha=k)
+        if coarse == r.dtype:
+            rate.addmm_(H.T, r, alpha=k)
+        else:
+            centre = r.mean(0)
+            rate.add_(H.T.to(coarse) @ (r - centre).to(coarse), alpha=k).addr_(H.sum(0), centre, alpha=k)
         mixed.addmm_(P.T, r)
     state, row, gap = (torch.cat(each) for each in zip(*found, strict=True))
     support = positive.long().index_add_(0, state, -(gap > 0).long())

@@ -88,6 +88,7 @@ def ask(Xi: Tensor, X: Tensor, alpha: float, beta: float, **options):
 @pytest.mark.parametrize("name", list(banks()))
 def test_answers_are_those_of_float64_over_all_memories(monkeypatch, name, alpha, beta, coarse):
     monkeypatch.setattr(sieve, "coarse_type", lambda device: coarse)
+    monkeypatch.setattr(sieve, "FEW_STATES", 0)
     Xi = banks()[name]
     X = queries(Xi)
     found, (_, P) = ask(Xi, X, alpha, beta, top=3), literal(Xi, X, alpha, beta)
@@ -108,7 +109,9 @@ def test_passes_that_hold_no_weights_find_the_same_threshold(monkeypatch, ways, 
         monkeypatch.setattr(association, share, math.inf)
     monkeypatch.setattr(broad, "MOST_READINGS", 0)
     monkeypatch.setattr(broad, "FEWEST_KEPT", 1 if way == "kept" else 10**9)
-    monkeypatch.setattr(tangent, "coarse_type", lambda device: torch.bfloat16)
+    for module in (sieve, tangent):
+        monkeypatch.setattr(module, "coarse_type", lambda device: torch.bfloat16)
+    monkeypatch.setattr(sieve, "FEW_STATES", 0)
     monkeypatch.setattr(tangent, "SAMPLE", 100 if way == "corrected" else math.inf)
     Xi = banks()[name]
     X = queries(Xi)

@@ -25,6 +25,7 @@ def grouped(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(params=[torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
     monkeypatch.setattr(module, "coarse_type", lambda device: request.param)
+    monkeypatch.setattr(module, "FEW_STATES", 0)
     return request.param
 
 
@@ -38,7 +39,7 @@ def states(Xi: Tensor, count: int = 20) -> Tensor:
 
 
 def sifted(Y: Tensor, memory: Features, reach: float | None) -> Sieve | None:
-    return module.sieve(Y, memory, reach, suited_type(len(memory), Y.device), 1 << 24)
+    return module.sieve(Y, memory, reach, suited_type(memory, len(Y)), 1 << 24)
 
 
 @pytest.mark.parametrize("name", list(banks()))
@@ -178,7 +179,16 @@ def test_the_support_of_few_scores_near_its_edge_is_within_reach(alpha):
     assert (0.9 - lowest <= found.reach(alpha, 1.0, 1 << 26) + 1e-6).all()
 
 
-def test_few_memories_are_scored_in_float32_at_once(monkeypatch):
+@pytest.mark.parametrize(
+    ("count", "stored", "states", "kind"),
+    [
+        (10**6, torch.float32, 1000, torch.bfloat16),
+        (10**6, torch.float32, 1, torch.float32),
+        (10**6, torch.uint8, 1, torch.bfloat16),
+        (10, torch.uint8, 1000, torch.float32),
+    ],
+)
+def test_few_memories_and_few_states_are_scored_in_float32_at_once(monkeypatch, count, stored, states, kind):
     monkeypatch.setattr(module, "coarse_type", lambda device: torch.bfloat16)
-    assert suited_type(10**6, torch.device("cpu")) == torch.bfloat16
-    assert suited_type(10, torch.device("cpu")) == torch.float32
+    memory = Features(Patterns(torch.ones(1, 2, dtype=stored).expand(count, 2)))
+    assert suited_type(memory, states) == kind

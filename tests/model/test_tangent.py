@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hopmem.model import broad, tangent
+from hopmem.model import broad, sieve, tangent
 from hopmem.model.entmax import conjugate, entmax
 from hopmem.model.hopfield import Dynamics, retrieve
 from hopmem.model.kernel import Features
@@ -23,10 +23,12 @@ ALPHAS = [1.125, 1.25, 1.4, 1.5]
 BETAS = [0.1, 1.0, 4.0]
 
 
-@pytest.fixture(autouse=True)
-def _anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the processor multiplies quickly."""
-    monkeypatch.setattr(tangent, "coarse_type", lambda device: torch.bfloat16)
+@pytest.fixture(autouse=True, params=[0, 100], ids=["bf16", "fp32"])
+def _anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the processor multiplies quickly, as many states, and as few."""
+    for module in (sieve, tangent):
+        monkeypatch.setattr(module, "coarse_type", lambda device: torch.bfloat16)
+    monkeypatch.setattr(sieve, "FEW_STATES", request.param)
 
 
 def bank() -> Features:
