@@ -24,7 +24,7 @@ from hopmem.model.weighing import Association, Beside, Weighing
 LEAK = 1e-8  # weight that may be lost
 SHARE = 128  # it may look into one in so many; a fused pass over all of them is quicker beyond
 SHARE_OF_PICKS = 6  # the same for α > 1, where several passes are what is left,
-SHARE_OF_FEW = 32  # and where one is
+SHARE_OF_FEW = 16  # and where one is, beside quick products in bfloat16
 TABLE_BYTES = 64  # for each memory that a state sees: its number, its scores and their copies
 
 
@@ -94,7 +94,8 @@ def _picked(
     """
     floor = coarse.likely_floor(how.alpha, how.beta, how.budget)
     share = 1 - (1 - (coarse.top >= floor).double().mean(0)) ** (1 / coarse.group)  # of memories, were they independent
-    sparse = left & (share * (SHARE_OF_FEW if suits(how, memory) else SHARE_OF_PICKS) <= 1)
+    quick = suits(how, memory) and coarse.top.dtype == torch.bfloat16
+    sparse = left & (share * (SHARE_OF_FEW if quick else SHARE_OF_PICKS) <= 1)
     for some in _alike(sparse, (len(memory) * share).long() + 1, how.budget * TABLE_BYTES // BYTES):
         found = picked(Y[some], memory, how, floor[some], first, width)
         if found is not None:

@@ -27,7 +27,7 @@ from hopmem.model.best import above, best, usual
 from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores
 from hopmem.model.scan import RowBlocks
-from hopmem.model.sieve import Sieve, coarse_type, group_size, maxima, suited_type
+from hopmem.model.sieve import Sieve, group_size, maxima, suited_type
 from hopmem.model.threshold import log_peak, partial_sums, stretch
 from hopmem.model.weighing import BLUR, ROUNDED, Association, Weighing
 
@@ -129,13 +129,10 @@ def suits(how: Weighing, memory: Features) -> bool:
         memory: unit features of M memories.
 
     Returns:
-        False also of few memories, of which bfloat16 tells less, and where it is slow: to come near would cost as much
-        as to be there.
+        False also of few memories, of which bfloat16 tells less.
     """
-    k = 1 / (how.alpha - 1)
-    quick = len(memory) > SAMPLE and coarse_type(memory.device) == torch.bfloat16
-    alike = how.spread <= SPREAD and not how.sharp
-    return quick and alike and 2 <= k <= STEEPEST and how.beta >= FLATTEST and not how.at_once
+    k, alike = 1 / (how.alpha - 1), how.spread <= SPREAD and not how.sharp
+    return len(memory) > SAMPLE and alike and 2 <= k <= STEEPEST and how.beta >= FLATTEST and not how.at_once
 
 
 def corrected(

@@ -109,8 +109,7 @@ def test_passes_that_hold_no_weights_find_the_same_threshold(monkeypatch, ways, 
         monkeypatch.setattr(association, share, math.inf)
     monkeypatch.setattr(broad, "MOST_READINGS", 0)
     monkeypatch.setattr(broad, "FEWEST_KEPT", 1 if way == "kept" else 10**9)
-    for module in (sieve, tangent):
-        monkeypatch.setattr(module, "coarse_type", lambda device: torch.bfloat16)
+    monkeypatch.setattr(sieve, "coarse_type", lambda device: torch.bfloat16)
     monkeypatch.setattr(sieve, "FEW_STATES", 0)
     monkeypatch.setattr(tangent, "SAMPLE", 100 if way == "corrected" else math.inf)
     Xi = banks()[name]
@@ -165,8 +164,7 @@ def test_what_is_seen_decides_the_way(ways, alpha, beta, way, budget):
 
 
 @pytest.mark.parametrize("budget", [1 << 16, 1 << 28])
-def test_a_threshold_is_corrected_in_large_banks_where_bfloat16_is_quick(monkeypatch, ways, budget):
-    monkeypatch.setattr(tangent, "coarse_type", lambda device: torch.bfloat16)
+def test_a_threshold_is_corrected_in_large_banks(monkeypatch, ways, budget):
     monkeypatch.setattr(tangent, "SAMPLE", 100)
     ask(apart(), queries(apart()), 1.2, 0.5, budget=budget)
     assert ways == {"corrected"}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hopmem.model import broad, sieve, tangent
+from hopmem.model import association, broad, sieve, tangent
 from hopmem.model.entmax import conjugate, entmax
 from hopmem.model.hopfield import Dynamics, retrieve
 from hopmem.model.kernel import Features
@@ -26,8 +26,7 @@ BETAS = [0.1, 1.0, 4.0]
 @pytest.fixture(autouse=True, params=[0, 100], ids=["bf16", "fp32"])
 def _anywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the processor multiplies quickly, as many states, and as few."""
-    for module in (sieve, tangent):
-        monkeypatch.setattr(module, "coarse_type", lambda device: torch.bfloat16)
+    monkeypatch.setattr(sieve, "coarse_type", lambda device: torch.bfloat16)
     monkeypatch.setattr(sieve, "FEW_STATES", request.param)
 
 
@@ -128,6 +127,8 @@ def passes_over(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return remain
 
     monkeypatch.setattr(broad, "corrected", spy)
+    for share in ("SHARE_OF_PICKS", "SHARE_OF_FEW"):
+        monkeypatch.setattr(association, share, math.inf)
     return left
 
 
