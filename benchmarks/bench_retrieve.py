@@ -82,6 +82,8 @@ def large(M: int, runs: int) -> Iterator[Ratio]:
     yield ratio("α = 1, β = 1: every weight matters", "torch SDPA", times, 1.15, error(1, 1))
     times = paired(lambda: ask(1.5, 1.0), lambda: ask(1.0, 1.0), runs)
     yield ratio("α = 1.5, β = 1: thousands in the support", "hopmem, α = 1, β = 1", times, 1.15, error(1.5, 1))
+    times = paired(lambda: hopmem.retrieve(bank, Y[:1], beta=100.0), lambda: Z @ Y[0], 4 * runs)
+    yield ratio("one query, α = 1, β = 100", "matrix-vector product", times, 1.5)
     yield ratio("five steps", "hopmem, one step", paired(lambda: ask(steps=5), ask, runs), 2.2)
     with without_bfloat16():
         times = paired(ask, lambda: attend(100.0), runs)
