@@ -78,7 +78,7 @@ def _header(laid_out: Sequence[tuple[str, Tensor]], metadata: Mapping[str, str],
 
 
 def _written(tensor: Tensor, file: BinaryIO) -> str:
-    """Write a tensor, and hash each part of it: by a second thread where there may be one, since each takes as long.
+    """Write a tensor, and hash each part of it: by a second thread where torch may use several.
 
     Returns:
         Its checksum.

@@ -15,7 +15,7 @@ from torch import Tensor
 from hopmem.model.kernel import Features
 from hopmem.model.passes import ARRAYS, Scores, peaks
 from hopmem.model.rows import blocks
-from hopmem.model.scan import RowBlocks
+from hopmem.model.scan import RowBlocks, mix_in
 from hopmem.model.threshold import Agree, Sums, log_peak, partial_sums, tsallis_exp
 from hopmem.model.weighing import Mixture, Terms
 
@@ -165,7 +165,7 @@ class Exponents:
             edge = torch.cat([edge, found + found.new_tensor([[0], [rows.start]])], 1)
             if edge.shape[1] > MOST_EDGES:  # ties: no precision tells them apart
                 inside = outside = end
-            mixed.addmm_(G.float(), rows_of[rows])
+            mix_in(mixed, G.float(), rows_of[rows])
         return Mixture(mixed, total, inner, support, edge)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hopmem.model.kernel import Features
 from hopmem.model.rows import blocks
-from hopmem.model.scan import RowBlocks
+from hopmem.model.scan import RowBlocks, mix_in
 from hopmem.model.sieve import group_size, maxima
 from hopmem.model.weighing import Weighing
 
@@ -117,7 +117,7 @@ def fused(scores: Scores, how: Weighing, rows_of: RowBlocks, width: int) -> tupl
             S.sub_(level).clamp_min_(lowest)
         P = S.exp_()
         total += P.sum(0)
-        mixed.addmm_(P.to(mixed).T, rows_of[rows].to(mixed))
+        mix_in(mixed, P.to(mixed).T, rows_of[rows].to(mixed))
     over_largest = total if steep else total * (-top.amax(0).double()).exp()
     return mixed / total[:, None].to(mixed), over_largest, top.div_(beta)
 

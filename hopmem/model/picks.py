@@ -16,7 +16,7 @@ from hopmem.model.exponents import MOST_EDGES, limits
 from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores
 from hopmem.model.rows import blocks
-from hopmem.model.scan import RowBlocks
+from hopmem.model.scan import RowBlocks, mix_in
 from hopmem.model.sieve import group_size, maxima
 from hopmem.model.threshold import partial_sums, tsallis_exp
 from hopmem.model.weighing import Mixture
@@ -183,7 +183,7 @@ class Picks:
         for rows, some in self.blocks:
             P = weight.new_zeros(b, rows.stop - rows.start)
             P[self.state[some], self.row[some] - rows.start] = weight[some]
-            mixed.addmm_(P, rows_of[rows])
+            mix_in(mixed, P, rows_of[rows])
         return mixed
 
     def _by_state(self, terms: Tensor, state: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from hopmem.model.rows import Rows, blocks, unit
 
 FEW = 16  # up to which repeated maxima are quicker than a sort
 NEGLIGIBLE = 1e-20  # a weight that is lost beside the others, even a billion times
+ADDED_AT_ONCE = 1024  # rows that float32 adds up one after another
 ARRAYS_PER_SCORE = 10  # float64 arrays of the size of the scores that entmax and its statistics hold at their peak
 
 
@@ -27,6 +28,24 @@ class RowBlocks(Protocol):
 
     def __getitem__(self, rows: Rows) -> Tensor:
         """Some rows [m, n]."""
+
+
+def mix_in(mixed: Tensor, P: Tensor, rows: Tensor) -> None:
+    """Add what some rows mix to.
+
+    With a single state the product is a vector's, to which torch adds row after row: over a million rows float32 would
+    lose 1e-3 of it. So it is summed up in parts.
+
+    Args:
+        mixed: what other rows mix to [b, n]; added to.
+        P: weights [b, m].
+        rows: [m, n].
+    """
+    if len(P) > 1:
+        mixed.addmm_(P, rows)
+        return
+    for some in blocks(len(rows), ADDED_AT_ONCE):
+        mixed.add_(P[:, some] @ rows[some])
 
 
 def query_blocks(count: int, memories: int, budget: int) -> Iterator[slice]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from hopmem.model.best import above, best, usual
 from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores
-from hopmem.model.scan import RowBlocks
+from hopmem.model.scan import RowBlocks, mix_in
 from hopmem.model.sieve import Sieve, group_size, maxima, suited_type
 from hopmem.model.threshold import log_peak, partial_sums, stretch
 from hopmem.model.weighing import BLUR, ROUNDED, Association, Weighing
@@ -228,7 +228,7 @@ def _mixture(scores: Scores, tau: Tensor, k: float, rows_of: RowBlocks, width: i
     for rows, S in scores:
         P, *_ = powers(S.sub_(tau.to(S)).clamp_min_(0), k)
         total += P.sum(0)
-        mixed.addmm_(P.T, rows_of[rows])
+        mix_in(mixed, P.T, rows_of[rows])
     return mixed / total[:, None]
 
 
@@ -267,7 +267,7 @@ def begin(Y: Tensor, memory: Features, how: Weighing, peak: Tensor | None = None
     largest, itself = S.max(1)
     peak = largest if peak is None else torch.maximum(peak, largest)
     s, each = (S - peak[:, None]).mul_(how.beta), M / len(rows)
-    found = (largest >= (1 - ABOUT) * peak).nonzero()[:, 0]
+    found = (largest >= peak - ABOUT * peak.abs()).nonzero()[:, 0]
     s[found, itself[found]] = -math.inf  # the peak stands for no others
 
     def sums(c: Tensor) -> tuple[Tensor, Tensor]:
@@ -378,11 +378,11 @@ def tangent(
         curve += k * (k - 1) * below
         power += (P * x).sum(0)
         if coarse == r.dtype:
-            rate.addmm_(H.T, r, alpha=k)
+            mix_in(rate, k * H.T, r)
         else:
             centre = r.mean(0)
             rate.add_(H.T.to(coarse) @ (r - centre).to(coarse), alpha=k).addr_(H.sum(0), centre, alpha=k)
-        mixed.addmm_(P.T, r)
+        mix_in(mixed, P.T, r)
     state, row, gap = (torch.cat(each) for each in zip(*found, strict=True))
     support = positive.long().index_add_(0, state, -(gap > 0).long())
     return Tangent(

@@ -109,4 +109,5 @@ class Weighing:
     @property
     def sharp(self) -> bool:
         """Whether float32 rounds scores off by more than answers bear."""
-        return self.beta > SHARP or self.spread > STEEP
+        mild = self.alpha == 1 and self.beta <= STEEP  # then all weights are off by the same small share, however small
+        return self.beta > SHARP or (self.spread > STEEP and not mild)

@@ -206,6 +206,16 @@ def test_all_ways_weigh_and_mix_alike(alpha):
             assert torch.allclose(*mixed, atol=1e-5)
 
 
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (1.25, 0.3), (1.5, 0.3), (2.0, 0.05)])
+@pytest.mark.parametrize("b", [1, 2])
+def test_a_mixture_of_very_many_rows_loses_no_digits(alpha, beta, b):
+    Xi = torch.rand(300_000, 8, generator=torch.Generator().manual_seed(0)) > 0.5
+    X = Xi[100 : 100 + b] + 0.05 * randn(b, 8, seed=4)
+    expected = literal(Xi, X, alpha, beta)[1] @ Xi.double()
+    found = ask(Xi, X, alpha, beta).patterns
+    assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 5e-6
+
+
 @pytest.mark.parametrize("longer", [10.0, 100.0, 9000.0])
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 30.0), (1.0, 100.0), (1.25, 1.0), (1.5, 3.0), (2.0, 1.0)])
 def test_long_values_of_the_smallest_weights_are_mixed_as_well(alpha, beta, longer):
