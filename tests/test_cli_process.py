@@ -108,3 +108,27 @@ def test_what_a_bank_remembers_of_itself_is_told_without_torch(tmp_path: Path, b
     done = shell(f"{sys.executable} $SCRIPT $BANK {options}", SCRIPT=script, BANK=bank)
     assert json.loads(done.stdout)["patterns"] == 12
     assert (done.stderr.decode().split() != ["nothing"]) == loaded, done
+
+
+LOST = """
+import os, signal, typer
+from hopmem.cli.group import HopmemGroup
+app = typer.Typer(cls=HopmemGroup)
+app.callback()(lambda: None)
+
+@app.command()
+def work(number: int) -> None:
+    try:
+        os.kill(os.getpid(), number)
+    except KeyboardInterrupt:
+        pass
+    raise ImportError("cannot load module more than once per process")
+
+app()
+"""
+
+
+@pytest.mark.parametrize(("number", "code", "said"), [(2, 130, "interrupted"), (15, 143, "terminated")])
+def test_an_interruption_that_compiled_code_lost_is_no_internal_error(number: int, code: int, said: str):
+    done = shell(f"{sys.executable} -c '{LOST.replace(chr(39), chr(34))}' work {number}")
+    assert (done.returncode, done.stderr.decode()) == (code, f"hopmem: {said}\n")

@@ -36,9 +36,11 @@ def words(
     return [*launch, "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", *program, *map(str, command)]
 
 
-def torchrun(processes: int, *command: object, restarts: int = 0, **options: Any) -> "subprocess.Popen[bytes]":
+def torchrun(
+    processes: int, *command: object, restarts: int = 0, program: tuple[str, ...] = ("-m", "hopmem"), **options: Any
+) -> "subprocess.Popen[bytes]":
     """Processes that begin from nothing."""
-    asked = [sys.executable, *words(processes, *command, restarts=restarts)]
+    asked = [sys.executable, *words(processes, *command, restarts=restarts, program=program)]
     return subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options)
 
 
@@ -319,8 +321,14 @@ def test_learning_that_torchrun_was_told_to_stop_takes_the_best_so_far_and_goes_
     MemoryBank.from_patterns(rows).tuned().save(tmp_path / "bank")
     asked = ["optimize", tmp_path / "bank", "-q", "--objective", "spherical", "--steps", "300"]
     assert run(2, *asked, "-o", tmp_path / "undisturbed")[0] == 0
-    process = torchrun(2, *asked, "-o", tmp_path / "stopped")
-    time.sleep(10)
+    often = tmp_path / "often.py"
+    often.write_text(
+        "from hopmem.__main__ import main\nfrom hopmem.pipeline import checkpoint\ncheckpoint.EVERY = 0.1\nmain()\n"
+    )
+    process = torchrun(2, *asked, "-o", tmp_path / "stopped", program=(str(often),))
+    while not (tmp_path / "stopped.checkpoint").exists():
+        assert process.poll() is None, "it ended before it was told to"
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=120)
     assert (tmp_path / "stopped.checkpoint").exists(), err.decode()

@@ -58,8 +58,9 @@ class HopmemGroup(TyperGroup):
             Exit: with the documented code.
             BrokenPipeError: the reader of stdout has gone; click ends quietly.
         """
+        asked: list[KeyboardInterrupt] = []
         try:
-            with _terminable():
+            with _interruptible(asked):
                 found = super().invoke(ctx)
             _flush()
             return found
@@ -70,13 +71,14 @@ class HopmemGroup(TyperGroup):
         except HopmemError as error:
             self._end(ctx, str(error), error.exit_code)
         except KeyboardInterrupt as stop:
-            self._end(ctx, *(TERMINATION if isinstance(stop, Terminated) else INTERRUPTION))
+            self._end(ctx, *_end_of(stop))
         except BrokenPipeError:
             raise  # click ends quietly
         except OSError as error:
             self._refuse(ctx, error)
         except Exception as error:
-            self._end(ctx, f"internal error, {type(error).__name__}: {error} (-v shows where)", HopmemError.exit_code)
+            # Compiled code may have lost an interruption, and an import that it broke off failed later.
+            self._end(ctx, *_end_of(asked[0] if asked else error))
 
     def _refuse(self, ctx: typer.Context, error: OSError) -> NoReturn:
         """Say which file could not be used, and leave."""
@@ -114,22 +116,43 @@ def _speaks() -> bool:
     return True
 
 
+def _end_of(cause: BaseException) -> tuple[str, int]:
+    """What is said of an interruption, or of a mistake of the tool itself.
+
+    Returns:
+        The line and the exit code.
+    """
+    if isinstance(cause, KeyboardInterrupt):
+        return TERMINATION if isinstance(cause, Terminated) else INTERRUPTION
+    return f"internal error, {type(cause).__name__}: {cause} (-v shows where)", HopmemError.exit_code
+
+
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does: with what there is to tidy up tidied up."""
+def _interruptible(asked: list[KeyboardInterrupt]) -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, with what there is to tidy up tidied up, and remember both.
+
+    Args:
+        asked: what is raised is added to it.
+    """
     helps = TORCHRUN in os.environ and os.environ.get("RANK") != "0"  # and has nothing to tidy up
     if helps or threading.current_thread() is not threading.main_thread():
         yield  # signals are the main thread's
         return
 
     def stop(number: int, frame: Any) -> NoReturn:
-        raise Terminated
+        asked.append(Terminated() if number == signal.SIGTERM else KeyboardInterrupt())
+        raise asked[-1]
 
-    before = signal.signal(signal.SIGTERM, stop)
+    heard = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # what a shell started with & has none
+        heard[signal.SIGINT] = signal.default_int_handler
+    for number in heard:
+        signal.signal(number, stop)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in heard.items():
+            signal.signal(number, handler)
 
 
 def _flush() -> None:
