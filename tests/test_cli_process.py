@@ -114,6 +114,7 @@ LOST = """
 import os, signal, typer
 from hopmem.cli.group import HopmemGroup
 app = typer.Typer(cls=HopmemGroup)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what ran the tests may have ignored it
 app.callback()(lambda: None)
 
 @app.command()

@@ -80,9 +80,7 @@ def streamed(Y: Tensor, memory: Features, how: Weighing, first: RowBlocks, width
     P = (how.beta * (S - S[:, :1])).exp() / total[:, None]
 
     def mix(rows_of: RowBlocks, n: int, some: Tensor) -> Tensor:
-        if rows_of is first:
-            return mixed[some].double()
-        return fused(scores.of(some), how, rows_of, n)[0].double()
+        return mixed[some] if rows_of is first else fused(scores.of(some), how, rows_of, n)[0]
 
     return Association(index, S, P, (P > VISIBLE).sum(1), total.log() + how.beta * S[:, 0], mix)
 
@@ -194,7 +192,7 @@ def _weighed(
         mixed = sums.mixed[some]
         if rows_of is not first:
             mixed = exponents.of(some).mixture(how.alpha, factor[some], rows_of, n, torch.zeros_like(c[some])).mixed
-        return (mixed / total[some, None].float()).double()
+        return mixed / total[some, None]
 
     return Association(index, S, P, support, free, mix, exponents)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hopmem.model.kernel import Features
 from hopmem.model.passes import ARRAYS, Scores, peaks
 from hopmem.model.rows import blocks
-from hopmem.model.scan import RowBlocks, mix_in
+from hopmem.model.scan import Mixed, RowBlocks
 from hopmem.model.threshold import Agree, Sums, log_peak, partial_sums, tsallis_exp
 from hopmem.model.weighing import Mixture, Terms
 
@@ -155,7 +155,7 @@ class Exponents:
         support = torch.zeros_like(total, dtype=torch.int64)
         edge = support.new_empty(2, 0)
         factor, end, inside, outside = limits(self.peak, alpha, factor, slack)
-        mixed = torch.zeros(len(total), width, device=total.device)
+        mixed = Mixed(total, width)
         for rows, s in self:
             G = tsallis_exp(s * factor, alpha)
             total, inner = total + G.sum(1), inner + (G * s).sum(1)
@@ -165,8 +165,8 @@ class Exponents:
             edge = torch.cat([edge, found + found.new_tensor([[0], [rows.start]])], 1)
             if edge.shape[1] > MOST_EDGES:  # ties: no precision tells them apart
                 inside = outside = end
-            mix_in(mixed, G.float(), rows_of[rows])
-        return Mixture(mixed, total, inner, support, edge)
+            mixed.add(G, rows_of[rows])
+        return Mixture(mixed.total, total, inner, support, edge)
 
 
 def limits(peak: Tensor, alpha: float, factor: Tensor, slack: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

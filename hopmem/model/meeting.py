@@ -289,7 +289,7 @@ class _TermsOfAll:
         edges = [support.new_empty(2, 0)]
         for some, terms in self.parts:
             found = terms.mixture(alpha, factor[some], rows_of, width, slack[some])
-            mixed[some], total[some], inner[some] = found.mixed.double(), found.total, found.inner
+            mixed[some], total[some], inner[some] = found.mixed, found.total, found.inner
             support[some] = found.support
             edges.append(torch.stack([some[found.edge[0]], found.edge[1]]))
         return Mixture(mixed, total, inner, support, torch.cat(edges, 1))

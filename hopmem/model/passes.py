@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hopmem.model.kernel import Features
 from hopmem.model.rows import blocks
-from hopmem.model.scan import RowBlocks, mix_in
+from hopmem.model.scan import Mixed, RowBlocks
 from hopmem.model.sieve import group_size, maxima
 from hopmem.model.weighing import Weighing
 
@@ -94,7 +94,7 @@ def fused(scores: Scores, how: Weighing, rows_of: RowBlocks, width: int) -> tupl
         width: entries of a row.
 
     Returns:
-        p · rows [b, width], one over the largest weight [b] in float64, and the largest score of each group
+        p · rows [b, width] in float64, one over the largest weight [b] in float64, and the largest score of each group
         [G, b].
     """
     beta = max(how.beta, SMALLEST)
@@ -102,7 +102,7 @@ def fused(scores: Scores, how: Weighing, rows_of: RowBlocks, width: int) -> tupl
     b, group = scaled.T.shape[1], group_size(M)
     top = torch.empty(-(-M // group), b, device=scaled.T.device)
     total = scaled.T.new_zeros(b, dtype=torch.float64)
-    mixed = torch.zeros(b, width, device=scaled.T.device, dtype=torch.float64 if how.loud else torch.float32)
+    mixed = Mixed(total, width, torch.float64 if how.loud else torch.float32)
     lowest = LOWEST_OF_LOUD if how.loud else LOWEST
     steep = beta > min(MILD, ROOM - math.log(max(1.0, how.longest) * M))
     level = scaled.T.new_full((b,), -math.inf if steep else 0.0)  # what has weight one
@@ -113,13 +113,13 @@ def fused(scores: Scores, how: Weighing, rows_of: RowBlocks, width: int) -> tupl
             highest = torch.maximum(level, (groups if groups.dtype == S.dtype else S).amax(0))
             faded = (level - highest).exp()
             total, level = total * faded, highest
-            mixed.mul_(faded[:, None].to(mixed))
+            mixed.fade(faded)
             S.sub_(level).clamp_min_(lowest)
         P = S.exp_()
         total += P.sum(0)
-        mix_in(mixed, P.to(mixed).T, rows_of[rows].to(mixed))
+        mixed.add(P.T, rows_of[rows])
     over_largest = total if steep else total * (-top.amax(0).double()).exp()
-    return mixed / total[:, None].to(mixed), over_largest, top.div_(beta)
+    return mixed.total / total[:, None], over_largest, top.div_(beta)
 
 
 def peaks(scores: Scores, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:

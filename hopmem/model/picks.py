@@ -16,7 +16,7 @@ from hopmem.model.exponents import MOST_EDGES, limits
 from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores
 from hopmem.model.rows import blocks
-from hopmem.model.scan import RowBlocks, mix_in
+from hopmem.model.scan import Mixed, RowBlocks
 from hopmem.model.sieve import group_size, maxima
 from hopmem.model.threshold import partial_sums, tsallis_exp
 from hopmem.model.weighing import Mixture
@@ -173,18 +173,20 @@ class Picks:
             width: entries of a row.
 
         Returns:
-            [b, width] float32.
+            [b, width] float64.
         """
-        b, mixed = len(self.peak), torch.zeros(len(self.peak), width, device=weight.device)
+        b = len(self.peak)
         if len(weight) * SPARSE <= b * len(self.memory):
+            total = torch.zeros(b, width, dtype=torch.float64, device=weight.device)
             for some in blocks(len(weight), max(1, AT_ONCE // width)):
-                mixed.index_add_(0, self.state[some], weight[some, None] * rows_of[self.row[some]])
-            return mixed
+                total.index_add_(0, self.state[some], (weight[some, None] * rows_of[self.row[some]]).double())
+            return total
+        mixed = Mixed(self.peak, width)
         for rows, some in self.blocks:
             P = weight.new_zeros(b, rows.stop - rows.start)
             P[self.state[some], self.row[some] - rows.start] = weight[some]
-            mix_in(mixed, P, rows_of[rows])
-        return mixed
+            mixed.add(P, rows_of[rows])
+        return mixed.total
 
     def _by_state(self, terms: Tensor, state: Tensor) -> Tensor:
         """Terms added up, state by state.

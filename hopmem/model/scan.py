@@ -16,7 +16,7 @@ from hopmem.model.rows import Rows, blocks, unit
 
 FEW = 16  # up to which repeated maxima are quicker than a sort
 NEGLIGIBLE = 1e-20  # a weight that is lost beside the others, even a billion times
-ADDED_AT_ONCE = 1024  # rows that float32 adds up one after another
+IN_A_ROW, IN_FLOAT32 = 64, 16  # rows of a single state, and blocks of rows, that float32 adds up one after another
 ARRAYS_PER_SCORE = 10  # float64 arrays of the size of the scores that entmax and its statistics hold at their peak
 
 
@@ -30,22 +30,60 @@ class RowBlocks(Protocol):
         """Some rows [m, n]."""
 
 
-def mix_in(mixed: Tensor, P: Tensor, rows: Tensor) -> None:
-    """Add what some rows mix to.
+class Mixed:
+    """Σ_μ g_μ r_μ of b states, added up block by block.
 
-    With a single state the product is a vector's, to which torch adds row after row: over a million rows float32 would
-    lose 1e-3 of it. So it is summed up in parts.
-
-    Args:
-        mixed: what other rows mix to [b, n]; added to.
-        P: weights [b, m].
-        rows: [m, n].
+    What rounds off one sum is random, but for rows that are alike: there it always points to the same side, and a
+    million of them, added up one after another, would lose 1e-5 and, in the product of a vector, 1e-3. So float32 adds
+    up a few, and float64 the sums.
     """
-    if len(P) > 1:
-        mixed.addmm_(P, rows)
-        return
-    for some in blocks(len(rows), ADDED_AT_ONCE):
-        mixed.add_(P[:, some] @ rows[some])
+
+    def __init__(self, like: Tensor, width: int, kind: torch.dtype = torch.float32) -> None:
+        """Nothing yet.
+
+        Args:
+            like: something of b states [b, ...], on the device to compute on.
+            width: entries n of a row.
+            kind: the type to multiply in.
+        """
+        self._few = like.new_zeros(len(like), width, dtype=kind)
+        self._sum: Tensor | None = None  # of all that was added before
+        self._blocks = 0  # in `_few`
+
+    def add(self, P: Tensor, rows: Tensor) -> None:
+        """Add what some rows mix to.
+
+        Args:
+            P: weights [b, m].
+            rows: [m, n].
+        """
+        P, rows = P.to(self._few), rows.to(self._few)
+        if len(P) == 1:
+            whole = len(rows) // IN_A_ROW * IN_A_ROW
+            parts = rows[:whole].reshape(-1, IN_A_ROW, rows.shape[1])
+            self._few += torch.bmm(P[:, :whole].reshape(-1, 1, IN_A_ROW), parts).sum(0)
+            P, rows = P[:, whole:], rows[whole:]
+        self._few.addmm_(P, rows)
+        self._blocks += 1
+        if self._blocks == IN_FLOAT32 and self._few.dtype != torch.float64:
+            self._sum = self._few.double() if self._sum is None else self._sum.add_(self._few)
+            self._few.zero_()
+            self._blocks = 0
+
+    def fade(self, factor: Tensor) -> None:
+        """Multiply what was added so far.
+
+        Args:
+            factor: [b].
+        """
+        self._few.mul_(factor[:, None])
+        if self._sum is not None:
+            self._sum.mul_(factor[:, None])
+
+    @property
+    def total(self) -> Tensor:
+        """The sum [b, n], float64."""
+        return self._few.double() if self._sum is None else self._sum + self._few
 
 
 def query_blocks(count: int, memories: int, budget: int) -> Iterator[slice]:
@@ -136,10 +174,10 @@ def _combine(part: Division, P: Tensor, rows_of: RowBlocks, width: int, budget: 
         [b, width].
     """
     P = P[:, part.start : part.start + len(rows_of)]
-    total = P.new_zeros(len(P), width)
+    mixed = Mixed(P, width, P.dtype)
     for rows in blocks(len(rows_of), memory_rows(width, budget)):
-        total += P[:, rows] @ rows_of[rows].to(P)
-    return part.others.total(total)
+        mixed.add(P[:, rows], rows_of[rows])
+    return part.others.total(mixed.total.to(P))
 
 
 def top_scores(S: Tensor, k: int) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 from hopmem.model.best import above, best, usual
 from hopmem.model.kernel import Features
 from hopmem.model.passes import Scores
-from hopmem.model.scan import RowBlocks, mix_in
+from hopmem.model.scan import Mixed, RowBlocks
 from hopmem.model.sieve import Sieve, group_size, maxima, suited_type
 from hopmem.model.threshold import log_peak, partial_sums, stretch
 from hopmem.model.weighing import BLUR, ROUNDED, Association, Weighing
@@ -53,7 +53,7 @@ class Tangent:
     slope: Tensor  # k Σ x^{k−1} [b] float64
     curve: Tensor  # k(k−1) Σ x^{k−2} [b] float64
     power: Tensor  # Σ x^{k+1} [b] float64
-    mixed: Tensor  # Σ xᵏ r [b, n]
+    mixed: Tensor  # Σ xᵏ r [b, n] float64
     rate: Tensor  # k Σ x^{k−1} r [b, n]
     support: Tensor  # memories above τ that are not beside it [b] int64
     beside: Tensor  # [2, e] states and memories that are,
@@ -223,13 +223,12 @@ def _mixture(scores: Scores, tau: Tensor, k: float, rows_of: RowBlocks, width: i
     Returns:
         [b, width] float64.
     """
-    total = torch.zeros_like(tau)
-    mixed = torch.zeros(len(tau), width, device=tau.device)
+    total, mixed = torch.zeros_like(tau, dtype=torch.float64), Mixed(tau, width)
     for rows, S in scores:
         P, *_ = powers(S.sub_(tau.to(S)).clamp_min_(0), k)
         total += P.sum(0)
-        mix_in(mixed, P.T, rows_of[rows])
-    return mixed / total[:, None]
+        mixed.add(P.T, rows_of[rows])
+    return mixed.total / total[:, None]
 
 
 def powers(x: Tensor, k: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -358,7 +357,7 @@ def tangent(
     group = group_size(M)
     top = torch.empty(-(-M // group), b, device=device)
     total, slope, curve, power, positive = (torch.zeros(b, dtype=torch.float64, device=device) for _ in range(5))
-    mixed, rate = torch.zeros(b, width, device=device), torch.zeros(b, width, device=device)
+    mixed, rate = Mixed(tau, width), torch.zeros(b, width, device=device)
     found, count = list[tuple[Tensor, Tensor, Tensor]](), 0
     most = min(MOST_BESIDE, budget // BYTES_OF_BESIDE)
     for rows, S in scores:
@@ -378,15 +377,15 @@ def tangent(
         curve += k * (k - 1) * below
         power += (P * x).sum(0)
         if coarse == r.dtype:
-            mix_in(rate, k * H.T, r)
+            rate.addmm_(H.T, r, alpha=k)  # a small step multiplies it
         else:
             centre = r.mean(0)
             rate.add_(H.T.to(coarse) @ (r - centre).to(coarse), alpha=k).addr_(H.sum(0), centre, alpha=k)
-        mix_in(mixed, P.T, r)
+        mixed.add(P.T, r)
     state, row, gap = (torch.cat(each) for each in zip(*found, strict=True))
     support = positive.long().index_add_(0, state, -(gap > 0).long())
     return Tangent(
-        tau, total, slope, curve, power, mixed, rate, support, torch.stack([state, row]), gap, window, top, k
+        tau, total, slope, curve, power, mixed.total, rate, support, torch.stack([state, row]), gap, window, top, k
     )
 
 

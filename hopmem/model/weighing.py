@@ -22,7 +22,7 @@ Mix = Callable[[RowBlocks, int, Tensor], Tensor]  # (rows, their width n, which 
 class Mixture:
     """What α-entmax, α > 1, sums over all memories, for b states, with G_μ = exp_α(β (s_μ − m) e^{(α−1)c})."""
 
-    mixed: Tensor  # Σ G · rows [b, n]
+    mixed: Tensor  # Σ G · rows [b, n] float64
     total: Tensor  # Σ G [b], one over the largest weight
     inner: Tensor  # Σ G β (s − m) [b]
     support: Tensor  # memories with G > 0 [b] int64, but for those at the edge,

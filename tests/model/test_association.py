@@ -216,6 +216,19 @@ def test_a_mixture_of_very_many_rows_loses_no_digits(alpha, beta, b):
     assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 5e-6
 
 
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (1.25, 2.0), (1.5, 10.0), (2.0, 2.0)])
+@pytest.mark.parametrize("b", [1, 5])
+@pytest.mark.parametrize(("M", "budget"), [(8200, 1 << 22), (1_000_000, 1 << 28)])
+def test_copies_of_a_few_rows_are_mixed_as_well(M, budget, b, alpha, beta):
+    """What rounds off the sum of alike rows always points to the same side."""
+    few = 5 + 0.1 * randn(11, 3)
+    Xi = few[torch.randint(11, (M,), generator=torch.Generator().manual_seed(1)).clamp_min(4) - 4]
+    X = few[:b] + 0.1 * randn(b, 3, seed=4)
+    expected = literal(Xi, X, alpha, beta)[1] @ Xi.double()
+    found = ask(Xi, X, alpha, beta, budget=budget).patterns
+    assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 5e-6
+
+
 @pytest.mark.parametrize("longer", [10.0, 100.0, 9000.0])
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 30.0), (1.0, 100.0), (1.25, 1.0), (1.5, 3.0), (2.0, 1.0)])
 def test_long_values_of_the_smallest_weights_are_mixed_as_well(alpha, beta, longer):
