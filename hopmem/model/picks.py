@@ -22,7 +22,7 @@ from hopmem.model.threshold import partial_sums, tsallis_exp
 from hopmem.model.weighing import Mixture
 
 BYTES = 32  # for each memory that is picked: its state, its number, its exponent, and what is worked out of them
-SPARSE = 64  # one weight in so many and fewer, and to add up weighted rows is quicker than the product with all
+SPARSE = 16  # one weight in so many and fewer, and to add up weighted rows is quicker than the product with all
 AT_ONCE = 1 << 20  # entries that are worked on at a time
 
 
@@ -175,17 +175,20 @@ class Picks:
         Returns:
             [b, width] float64.
         """
-        b = len(self.peak)
-        if len(weight) * SPARSE <= b * len(self.memory):
-            total = torch.zeros(b, width, dtype=torch.float64, device=weight.device)
-            for some in blocks(len(weight), max(1, AT_ONCE // width)):
-                total.index_add_(0, self.state[some], (weight[some, None] * rows_of[self.row[some]]).double())
-            return total
-        mixed = Mixed(self.peak, width)
+        b, mixed = len(self.peak), Mixed(self.peak, width)
         for rows, some in self.blocks:
-            P = weight.new_zeros(b, rows.stop - rows.start)
-            P[self.state[some], self.row[some] - rows.start] = weight[some]
-            mixed.add(P, rows_of[rows])
+            state, row, m = self.state[some], self.row[some] - rows.start, rows.stop - rows.start
+            if not len(state):
+                continue
+            if len(state) * SPARSE > b * m:
+                P = weight.new_zeros(b, m)
+                P[state, row] = weight[some]
+                mixed.add(P, rows_of[rows])
+            elif len(state) >= m:
+                mixed.add_few(state, row, weight[some], rows_of[rows])
+            else:  # not all of these rows need be read
+                own, place = row.unique(return_inverse=True)
+                mixed.add_few(state, place.to(state), weight[some], rows_of[rows.start + own.long()])
         return mixed.total
 
     def _by_state(self, terms: Tensor, state: Tensor) -> Tensor:
@@ -215,4 +218,4 @@ def _over(floor: Tensor, groups: Tensor, S: Tensor, group: int) -> tuple[Tensor,
     score = S.view(len(S), -1, group)[state, which]  # [n, group]
     over = score >= floor[state, None]
     found, place = over.nonzero(as_tuple=True)
-    return state[found], which[found] * group + place, score[over]
+    return state[found], which[found] * group + place, score[found, place]

@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from hopmem.divided import Division, everywhere
 from hopmem.model.kernel import Features
@@ -65,10 +66,23 @@ class Mixed:
             P, rows = P[:, whole:], rows[whole:]
         self._few.addmm_(P, rows)
         self._blocks += 1
-        if self._blocks == IN_FLOAT32 and self._few.dtype != torch.float64:
-            self._sum = self._few.double() if self._sum is None else self._sum.add_(self._few)
-            self._few.zero_()
-            self._blocks = 0
+        if self._blocks == IN_FLOAT32:
+            self._carried()
+
+    def add_few(self, state: Tensor, row: Tensor, weight: Tensor, rows: Tensor) -> None:
+        """Add what single weights mix to.
+
+        Args:
+            state: whose they are [k]; quickest where those of a state follow each other.
+            row: what they weigh [k], of the type of `state`.
+            weight: [k].
+            rows: [m, n].
+        """
+        begins = state.diff(prepend=state[:1]) != 0
+        begins[::IN_A_ROW] = True
+        first = begins.nonzero()[:, 0]
+        sums = embedding_bag(row, rows, first.to(row), mode="sum", per_sample_weights=weight.to(rows))
+        self._carried().index_add_(0, state[first], sums.double())
 
     def fade(self, factor: Tensor) -> None:
         """Multiply what was added so far.
@@ -79,6 +93,16 @@ class Mixed:
         self._few.mul_(factor[:, None])
         if self._sum is not None:
             self._sum.mul_(factor[:, None])
+
+    def _carried(self) -> Tensor:
+        """Pass on to float64 what float32 has added up.
+
+        Returns:
+            The sum [b, n], of which no part is left elsewhere.
+        """
+        if self._sum is None or self._blocks:
+            self._sum, self._few, self._blocks = self.total, torch.zeros_like(self._few), 0
+        return self._sum
 
     @property
     def total(self) -> Tensor:

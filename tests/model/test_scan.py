@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from hopmem.model.kernel import FeatureMap, Features
 from hopmem.model.rows import Patterns
-from hopmem.model.scan import combine, known_scores, memory_rows, query_blocks, scores, top_scores
+from hopmem.model.scan import Mixed, combine, known_scores, memory_rows, query_blocks, scores, top_scores
 from tests import reference
 from tests.model import randn
 
@@ -47,6 +47,39 @@ def test_combine_is_the_weighted_sum_of_rows(budget):
     expected = np.stack([reference.mix(p, rows) for p in P])
     assert_close(combine(P, rows, 7, budget).double(), torch.from_numpy(expected), atol=1e-6, rtol=0)
     assert_close(combine(P, Patterns(rows), 7, budget), combine(P, rows, 7, 1 << 28), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("b", [1, 6])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+@pytest.mark.parametrize("blocks", [1, 5, 40])
+def test_weights_are_mixed_alike_all_at_once_or_one_by_one(b, kind, blocks):
+    P, rows = torch.softmax(randn(b, 150), -1).masked_fill_(randn(b, 150, seed=2) > 0.3, 0), randn(150, 7, seed=1)
+    state, row = P.nonzero(as_tuple=True)
+    mixed = Mixed(P, 7, kind)
+    for number in range(blocks):
+        if number == blocks // 2:
+            mixed.fade(torch.full((b,), 0.5))
+        if number % 3 < 2:
+            mixed.add(P, rows)
+        else:
+            mixed.add_few(state, row, P[state, row], rows)
+    times = blocks - blocks // 2 / 2
+    assert mixed.total.dtype == torch.float64
+    assert_close(mixed.total, times * (P.double() @ rows.double()), atol=1e-6 * times, rtol=0)
+
+
+@pytest.mark.parametrize("b", [1, 3])
+@pytest.mark.parametrize("add", ["add", "add_few"])
+def test_a_million_copies_mix_to_themselves(b, add):
+    row, weight = torch.tensor([[1.1, -0.3, 77.7]]), torch.rand(1, 50_000)
+    mixed, P = Mixed(torch.empty(b), 3), weight.expand(b, -1)
+    for _ in range(20):
+        if add == "add":
+            mixed.add(P, row.expand(50_000, 3))
+        else:
+            state, place = torch.ones_like(P).nonzero(as_tuple=True)
+            mixed.add_few(state, place, P[state, place], row.expand(50_000, 3).contiguous())
+    assert_close(mixed.total / (20 * weight.double().sum()), row.double().expand(b, 3), rtol=3e-6, atol=0)
 
 
 @pytest.mark.parametrize("count", [1, 10, 5000])
