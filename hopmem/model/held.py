@@ -32,7 +32,7 @@ def rescored(
     Returns:
         Memories [b, k] and their scores in float64 [b, k], best first; where a state has fewer, or none, −∞.
     """
-    state, which = matter.T.nonzero(as_tuple=True)  # [n], state by state
+    state, which = matter.T.contiguous().nonzero(as_tuple=True)  # [n], state by state
     rows = which[:, None] * group + torch.arange(group, device=Y.device)  # [n, group]
     if group > 1:
         y, kept = Y.float(), []

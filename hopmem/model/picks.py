@@ -213,7 +213,7 @@ def _over(floor: Tensor, groups: Tensor, S: Tensor, group: int) -> tuple[Tensor,
     Returns:
         States, memories, and their scores [k].
     """
-    state, which = (floor[:, None] <= groups.T).nonzero(as_tuple=True)
+    state, which = (groups >= floor).T.contiguous().nonzero(as_tuple=True)
     S = pad(S, (0, -S.shape[1] % group), value=-torch.inf) if S.shape[1] % group else S
     score = S.view(len(S), -1, group)[state, which]  # [n, group]
     over = score >= floor[state, None]

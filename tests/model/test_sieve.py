@@ -53,6 +53,21 @@ def test_no_coarse_maximum_is_farther_from_the_exact_one_than_the_bound_says(kin
     assert ((found.top.double() - exact).abs() <= found.slack).all()
 
 
+@pytest.mark.parametrize("k", [1, 2, 5, 12, 90, M])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_every_one_of_the_k_best_lies_in_a_group_above_the_floor(kind, k, ordered):
+    """Also where the best stand side by side, as in a bank that is sorted; then few others lie above it."""
+    Xi = unit(randn(M, 24))
+    Xi = Xi[(Xi @ Xi[0]).argsort()] if ordered else Xi
+    Y = unit(Xi[-1:].double() + 0.1 * randn(5, 24, seed=1).double())
+    found = sifted(Y, Features(Patterns(Xi)), None)
+    above = found.top >= found.floor(0.0, k)
+    groups = (Xi.double() @ Y.T).topk(k, dim=0).indices // found.group  # [k, b]
+    assert above.gather(0, groups).all()
+    if kind == torch.float32 and k <= 12:
+        assert (above.sum(0) <= 2 * k + 2).all()
+
+
 def test_the_bound_is_of_the_size_of_the_rounding():
     assert rounding(torch.float32, 1000) < 1e-4
     assert 4 * 2**-8 < rounding(torch.bfloat16, 1000) < 6 * 2**-8
