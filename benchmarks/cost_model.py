@@ -153,7 +153,7 @@ class Case:
     def at_once(self) -> int:
         """States that go through a bank together (`sieve.states_at_once`), where rows are not much wider than many."""
         group = min(32, 1 << max(0, math.ceil(math.log2(self.rows / 4096))))
-        return max(1, min(1024, self.queries, self.budget // 4 // (16 * -(-self.rows // group))))
+        return max(1, min(1024, self.queries, self.budget // 4 // (8 * -(-self.rows // group))))
 
     @property
     def passes(self) -> int:

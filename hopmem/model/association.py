@@ -22,7 +22,7 @@ from hopmem.model.tangent import suits
 from hopmem.model.weighing import Association, Beside, Weighing
 
 LEAK = 1e-8  # weight that may be lost
-SHARE = 128  # it may look into one in so many; a fused pass over all of them is quicker beyond
+SHARE = 48  # it may look into one in so many; a fused pass over all of them is quicker beyond
 SHARE_OF_PICKS = 6  # the same for α > 1, where several passes are what is left,
 SHARE_OF_FEW = 16  # and where one is, beside quick products in bfloat16
 TABLE_BYTES = 64  # for each memory that a state sees: its number, its scores and their copies
@@ -93,7 +93,8 @@ def _picked(
         Some of the states that are left [b], and their association.
     """
     floor = coarse.likely_floor(how.alpha, how.beta, how.budget)
-    share = 1 - (1 - (coarse.top >= floor).double().mean(0)) ** (1 / coarse.group)  # of memories, were they independent
+    groups = (coarse.top >= floor).sum(0) / len(coarse.top)
+    share = 1 - (1 - groups.double()) ** (1 / coarse.group)  # of memories, were they independent
     quick = suits(how, memory) and coarse.top.dtype == torch.bfloat16
     sparse = left & (share * (SHARE_OF_FEW if quick else SHARE_OF_PICKS) <= 1)
     for some in _alike(sparse, (len(memory) * share).long() + 1, how.budget * TABLE_BYTES // BYTES):

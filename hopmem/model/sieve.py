@@ -44,7 +44,7 @@ APART = 32  # groups of which only the best counts as one of the k best, where t
 MANY = 8  # times k of them, so that two of the k are seldom together
 NEAR = 1e-3  # to which c is found: it moves how far the support reaches by as little
 LIKELY = 4  # of the rounding to bfloat16 that is possible, one part in so many is likely
-BYTES = 16  # for each group and state: its maximum, whether it matters, and copies of both
+BYTES = 8  # for each group and state: its maximum, whether it matters, and copies of that
 
 
 @dataclass(frozen=True)
