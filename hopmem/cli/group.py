@@ -144,7 +144,9 @@ def _interruptible(asked: list[KeyboardInterrupt]) -> Iterator[None]:
         raise asked[-1]
 
     heard = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # what a shell started with & has none
+    if (
+        signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    ):  # and not ignored, as where a shell started it with &
         heard[signal.SIGINT] = signal.default_int_handler
     for number in heard:
         signal.signal(number, stop)

@@ -17,7 +17,7 @@ from hopmem.model.held import held, rescored
 from hopmem.model.kernel import Features
 from hopmem.model.picks import BYTES
 from hopmem.model.scan import RowBlocks
-from hopmem.model.sieve import FEW, Sieve, reach, sieve, suited_type, unseen
+from hopmem.model.sieve import FEW, Sieve, count, reach, sieve, suited_type, unseen
 from hopmem.model.tangent import suits
 from hopmem.model.weighing import Association, Beside, Weighing
 
@@ -93,7 +93,7 @@ def _picked(
         Some of the states that are left [b], and their association.
     """
     floor = coarse.likely_floor(how.alpha, how.beta, how.budget)
-    groups = (coarse.top >= floor).sum(0) / len(coarse.top)
+    groups = count(coarse.top, floor) / len(coarse.top)
     share = 1 - (1 - groups.double()) ** (1 / coarse.group)  # of memories, were they independent
     quick = suits(how, memory) and coarse.top.dtype == torch.bfloat16
     sparse = left & (share * (SHARE_OF_FEW if quick else SHARE_OF_PICKS) <= 1)
@@ -111,7 +111,7 @@ def _seen(coarse: Sieve, t: float, k: int, how: Weighing) -> tuple[Tensor, Tenso
     """
 
     def within(reaches: Tensor) -> Tensor:
-        return (coarse.top >= coarse.floor(reaches, k)).sum(0) * coarse.group
+        return count(coarse.top, coarse.floor(reaches, k)) * coarse.group
 
     largest = torch.finfo(coarse.slack.dtype).max
     M, reaches = coarse.group * len(coarse.top), torch.full_like(coarse.slack, min(t, largest))

@@ -11,7 +11,7 @@ from torch import Tensor
 from hopmem.model.held import rescored
 from hopmem.model.kernel import Features
 from hopmem.model.rows import blocks
-from hopmem.model.sieve import group_size
+from hopmem.model.sieve import count, group_size
 from hopmem.model.weighing import Weighing
 
 CROWD = 100  # groups beside the k best: as many as can hold visible weights, or as rounding may put in another order
@@ -50,7 +50,7 @@ def best(Y: Tensor, memory: Features, top: Tensor, floor: Tensor, k: int, how: W
         Memories [b, n] and their scores in float64 [b, n], best first; where a state has fewer, −∞.
     """
     matter, most = top >= floor, 2 * k + CROWD
-    crowded = matter.sum(0) > most
+    crowded = count(top, floor) > most
     few, many = (~crowded).nonzero()[:, 0], crowded.nonzero()[:, 0]
     if not len(many):
         return rescored(Y, memory, group_size(len(memory)), matter, floor, how)

@@ -42,6 +42,8 @@ FEW = 8  # memories, or groups with the k best, that any state may look into
 ARRAYS = 6  # of the size of the maxima that their α-entmax takes
 APART = 32  # groups of which only the best counts as one of the k best, where there are
 MANY = 8  # times k of them, so that two of the k are seldom together
+SIDE_BY_SIDE = 128  # states whose maxima are copied at a time,
+COUNTED = 512  # and groups that are counted: torch counts in eight bytes for each
 NEAR = 1e-3  # to which c is found: it moves how far the support reaches by as little
 LIKELY = 4  # of the rounding to bfloat16 that is possible, one part in so many is likely
 BYTES = 8  # for each group and state: its maximum, whether it matters, and copies of that
@@ -134,7 +136,8 @@ class Sieve:
             return self.top.new_full((b,), -math.inf)
         parts = G // APART
         if parts < MANY * k:
-            return self.top.topk(k, dim=0).values[-1]
+            sides = (self.top[:, part].T.contiguous() for part in blocks(b, SIDE_BY_SIDE))
+            return torch.cat([side.topk(k, dim=1).values[:, -1] for side in sides])
         # Memories side by side may be alike, so those that count as one lie far apart.
         largest = self.top[: parts * APART].view(APART, parts, b).amax(0)
         return torch.cat([largest, self.top[parts * APART :]]).topk(k, dim=0).values[-1]
@@ -151,6 +154,22 @@ class Sieve:
         """
         low, _, kth = self.bounds(k).unbind(1)
         return torch.minimum(low - reach, kth) - self.slack
+
+
+def count(top: Tensor, floor: Tensor) -> Tensor:
+    """How many groups lie above a floor.
+
+    Args:
+        top: the largest score of each group [G, b].
+        floor: [b].
+
+    Returns:
+        [b] int64.
+    """
+    total = torch.zeros(top.shape[1], dtype=torch.int64, device=top.device)
+    for some in blocks(len(top), COUNTED):
+        total += (top[some] >= floor).sum(0)
+    return total
 
 
 def unseen(Y: Tensor, M: int) -> Tensor:

@@ -13,7 +13,8 @@ SHARP = 256.0  # β beyond which memories enter in float64: β times what float3
 LOUD = 1e10  # spread of lengths from which a weight that float32 can't hold may be most of what is mixed
 BLUR = 5e-6  # of the width of the support: as much may rounding move a score there,
 ROUNDED = 2.0**-22  # which is so much of the length of a state
-STEEP = 30.0  # and the spread of lengths from which a small weight may be most of what is mixed
+STEEP = 30.0  # and the spread of lengths from which a small weight may be most of what is mixed,
+MILD = 8.0  # but for softmax up to this β, of which float32 is off by a small share of each weight, however small
 
 Mix = Callable[[RowBlocks, int, Tensor], Tensor]  # (rows, their width n, which of the states [c]) ↦ p · rows [c, n]
 
@@ -109,5 +110,5 @@ class Weighing:
     @property
     def sharp(self) -> bool:
         """Whether float32 rounds scores off by more than answers bear."""
-        mild = self.alpha == 1 and self.beta <= STEEP  # then all weights are off by the same small share, however small
+        mild = self.alpha == 1 and self.beta <= MILD
         return self.beta > SHARP or (self.spread > STEEP and not mild)

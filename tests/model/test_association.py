@@ -219,11 +219,12 @@ def test_a_mixture_of_very_many_rows_loses_no_digits(alpha, beta, b):
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (1.25, 2.0), (1.5, 10.0), (2.0, 2.0)])
 @pytest.mark.parametrize("b", [1, 5])
 @pytest.mark.parametrize(("M", "budget"), [(8200, 1 << 22), (1_000_000, 1 << 28)])
-def test_copies_of_a_few_rows_are_mixed_as_well(M, budget, b, alpha, beta):
+@pytest.mark.parametrize("width", [1, 3])
+def test_copies_of_a_few_rows_are_mixed_as_well(width, M, budget, b, alpha, beta):
     """What rounds off the sum of alike rows always points to the same side."""
-    few = 5 + 0.1 * randn(11, 3)
+    few = 5 + 0.1 * randn(11, width)
     Xi = few[torch.randint(11, (M,), generator=torch.Generator().manual_seed(1)).clamp_min(4) - 4]
-    X = few[:b] + 0.1 * randn(b, 3, seed=4)
+    X = few[:b] + 0.1 * randn(b, width, seed=4)
     expected = literal(Xi, X, alpha, beta)[1] @ Xi.double()
     found = ask(Xi, X, alpha, beta, budget=budget).patterns
     assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 5e-6
@@ -244,6 +245,20 @@ def test_long_values_of_the_smallest_weights_are_mixed_as_well(alpha, beta, long
         found = retrieve(X, Features(Patterns(Z)), rows, 32, dynamics).patterns
         expected = literal(Z, X, alpha, beta)[1] @ values.double()
         assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 1e-5
+
+
+@pytest.mark.parametrize("beta", [1.0, 8.0, 20.0, 30.0])
+@pytest.mark.parametrize("M", [300, 5000])
+def test_the_value_of_a_memory_opposite_may_be_longer_than_all_others_weigh(M, beta):
+    for seed in (1301, 2384):
+        x = randn(1, 64, seed=seed)
+        Xi, values = x + 0.01 * randn(M, 64, seed=seed + 1), unit(randn(M, 4, seed=seed + 2))
+        Xi[M // 2], values[M // 2] = -3 * x[0] * (1 + 1e-3 * randn(64, seed=3)), values[M // 2] * 1e32
+        rows = Patterns(values)
+        dynamics = Dynamics(1.0, beta, spread=rows.spread, longest=rows.longest)
+        found = retrieve(1.3 * x.expand(3, -1), Features(Patterns(Xi)), rows, 4, dynamics).patterns
+        expected = literal(Xi, x, 1.0, beta)[1] @ values.double()
+        assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 5e-6
 
 
 def test_the_conjugate_is_that_of_all_scores():
