@@ -103,8 +103,12 @@ class Mixed:
         Returns:
             The sum [b, n], of which no part is left elsewhere.
         """
-        if self._sum is None or self._rows:
-            self._sum, self._few, self._rows = self.total, torch.zeros_like(self._few), 0
+        if self._sum is None:
+            self._sum = torch.zeros_like(self._few, dtype=torch.float64)
+        if self._rows:
+            self._sum += self._few
+            self._few.zero_()
+            self._rows = 0
         return self._sum
 
     @property
