@@ -216,6 +216,7 @@ def test_a_mixture_of_very_many_rows_loses_no_digits(alpha, beta, b):
     assert float(((found - expected).norm(dim=1) / expected.norm(dim=1)).max()) <= 5e-6
 
 
+@pytest.mark.grid(5)
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (1.25, 2.0), (1.5, 10.0), (2.0, 2.0)])
 @pytest.mark.parametrize("b", [1, 5])
 @pytest.mark.parametrize(("M", "budget"), [(8200, 1 << 22), (1_000_000, 1 << 28)])
