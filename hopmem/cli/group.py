@@ -144,9 +144,8 @@ def _interruptible(asked: list[KeyboardInterrupt]) -> Iterator[None]:
         raise asked[-1]
 
     heard = {signal.SIGTERM: signal.getsignal(signal.SIGTERM)}
-    if (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    ):  # and not ignored, as where a shell started it with &
+    # Ctrl-C may be ignored, as where a shell started the command with &, and then it stays so.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         heard[signal.SIGINT] = signal.default_int_handler
     for number in heard:
         signal.signal(number, stop)

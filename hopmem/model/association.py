@@ -93,8 +93,8 @@ def _picked(
         Some of the states that are left [b], and their association.
     """
     floor = coarse.likely_floor(how.alpha, how.beta, how.budget)
-    groups = count(coarse.top, floor) / len(coarse.top)
-    share = 1 - (1 - groups.double()) ** (1 / coarse.group)  # of memories, were they independent
+    groups = count(coarse.top, floor).double() / len(coarse.top)
+    share = 1 - (1 - groups) ** (1 / coarse.group)  # of memories, were they independent
     quick = suits(how, memory) and coarse.top.dtype == torch.bfloat16
     sparse = left & (share * (SHARE_OF_FEW if quick else SHARE_OF_PICKS) <= 1)
     for some in _alike(sparse, (len(memory) * share).long() + 1, how.budget * TABLE_BYTES // BYTES):

@@ -292,7 +292,7 @@ def test_the_threshold_does_not_depend_on_the_parts_of_a_pass(rows, alpha):
         sums = exponents.mixture(alpha, stretch(c, alpha), memory.patterns, d, torch.zeros_like(c))
         assert torch.allclose(1 / sums.total, P.amax(1), rtol=1e-6)
         assert torch.equal(sums.support, (P > 0).sum(1))
-        assert torch.allclose(sums.mixed.double() / sums.total[:, None], P @ Xi.double(), atol=1e-5)
+        assert torch.allclose(sums.mixed / sums.total[:, None], P @ Xi.double(), atol=1e-5)
 
 
 @pytest.mark.parametrize("alpha", [1.2, 1.5, 2.0, 3.0])

@@ -54,7 +54,7 @@ def test_what_is_above_the_threshold_is_weighed_as_all_memories_are(alpha, rows)
     sums = found.mixture(alpha, stretch(c, alpha), bank().patterns, d, torch.zeros_like(c))
     assert torch.allclose(1 / sums.total, P.amax(1), rtol=1e-6)
     assert torch.equal(sums.support, (P > 0).sum(1))
-    assert torch.allclose(sums.mixed.double() / sums.total[:, None], P @ randn(M, d).double(), atol=1e-5)
+    assert torch.allclose(sums.mixed / sums.total[:, None], P @ randn(M, d).double(), atol=1e-5)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
